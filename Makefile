@@ -1,0 +1,56 @@
+# Nothing has to be installed or activated first: every target makes what it needs in $(VENV).
+#
+#   make test                        make test ARGS='tests/test_pool.py -k fork'
+#   make demo                        make demo ARGS=--real     (needs OPENAI_API_KEY; costs money)
+#   make test PYTHON=python3.13 VENV=.venv-3.13
+
+SHELL := /bin/sh
+VENV ?= .venv
+JOBS ?= auto
+ARGS ?=
+export PYTHON
+
+# A stamp is out of date when what is installed may have changed, or the interpreter under the environment is gone.
+INPUTS := setup.cfg setup.py pyproject.toml .ci/venv
+ifneq ($(shell $(VENV)/bin/python -c 'print(1)' 2>/dev/null),1)
+INPUTS += remake
+endif
+
+.PHONY: help demo test lint types coverage docs clean remake
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 18
+
+demo: $(VENV)/.stamp-cli,emulator,speed ## the main job in a minute: 40 spoken calls, by hand and with the pool
+	@$(VENV)/bin/rtpool demo $(ARGS)
+
+test: $(VENV)/.stamp-test ## every test, with coverage
+	@.ci/venv packages tests/system-packages.txt
+	@$(VENV)/bin/python -m pytest -n $(JOBS) --maxprocesses 4 --cov --cov-report= --cov-report=term $(ARGS)
+
+coverage: test ## the same, and a page for each file in htmlcov/
+	@$(VENV)/bin/python -m coverage html --quiet
+	@echo "==> htmlcov/index.html"
+
+lint: $(VENV)/.stamp-dev ## ruff: rules and layout
+	@$(VENV)/bin/ruff check $(ARGS)
+	@$(VENV)/bin/ruff format --check $(ARGS)
+
+types: $(VENV)/.stamp-dev ## mypy --strict
+	@$(VENV)/bin/mypy $(ARGS)
+
+docs: $(VENV)/.stamp-docs ## the documentation as a web site, in build/docs/
+	@$(VENV)/bin/sphinx-build -q -W -b html docs build/docs
+	@echo "==> build/docs/index.html"
+
+clean: ## remove everything that these commands made
+	@rm -rf $(VENV) build dist htmlcov demo-output *.egg-info .coverage .coverage.* .mypy_cache .ruff_cache \
+		.pytest_cache .hypothesis
+	@find rtpool_sync tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.stamp-%: $(INPUTS)
+	@.ci/venv install $(VENV) $*
+	@touch $@
+
+remake:
