@@ -71,6 +71,7 @@ class ConnectError(RtpoolError, ConnectionError):
         close_code: WebSocket close code that ended the attempt, or ``None``.
         code: The server's own error code (``invalid_api_key``…), or ``None``.
         kind: What failed, one of :data:`CONNECT_ERROR_KINDS`.
+        retry_after: Seconds the server asked to wait, or ``None``.
     """
 
     permanent = False
@@ -84,6 +85,7 @@ class ConnectError(RtpoolError, ConnectionError):
         close_code: int | None = None,
         code: str | None = None,
         kind: str = "handshake",
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(message)
         if permanent is not None:
@@ -92,6 +94,7 @@ class ConnectError(RtpoolError, ConnectionError):
         self.close_code = close_code
         self.code = code
         self.kind = kind
+        self.retry_after = retry_after
 
 
 #: Values of ``ConnectError.kind``; the labels of ``rtpool_connect_errors_total``.
@@ -122,15 +125,7 @@ class ModelError(ConnectError):
 
 
 class RateLimited(ConnectError):
-    """The server asks for fewer connections or requests.
-
-    Attributes:
-        retry_after: Seconds the server asked to wait, or ``None``.
-    """
-
-    def __init__(self, message: str, *, retry_after: float | None = None, **kwargs: object) -> None:
-        super().__init__(message, **kwargs)  # type: ignore[arg-type]
-        self.retry_after = retry_after
+    """The server asks for fewer connections or requests; ``retry_after`` says for how long."""
 
 
 class SessionRejected(RtpoolError, ValueError):

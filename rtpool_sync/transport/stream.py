@@ -1,0 +1,321 @@
+"""The byte stream under a WebSocket: a non-blocking socket, TLS through memory buffers.
+
+Why not ``SSLSocket``: OpenSSL forbids one thread to read an SSL object while
+another writes it, and a lock around a blocking ``SSL_read`` would make the
+writer wait for the peer. Here OpenSSL only ever works on memory
+(:class:`ssl.MemoryBIO`), under a lock that is never held across a system call;
+the waiting is done on the descriptor, to a deadline, outside every lock.
+
+The object also plays the part of the socket that websocket-client is given for
+its opening handshake (``socket=``): it reads the answer whole, with bounds the
+library does not have, and writes the headers that carry secrets itself, so
+that the library never sees them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import select
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from typing import cast
+
+__all__ = ["Stream", "UpgradeRefused"]
+
+MAX_HEAD = 32 * 1024  # bytes of an HTTP answer's head; real ones have 1 to 2 KiB
+MAX_BODY = 4 * 1024  # bytes kept of the body that explains a refusal
+SCRATCH = 256 * 1024
+
+#: What websocket-client checks in the answer. Nothing else is passed on to it,
+#: above all no Set-Cookie, which would enter its process-wide cookie jar.
+_PASSED_ON = (b"upgrade", b"connection", b"sec-websocket-accept", b"sec-websocket-protocol")
+
+
+class UpgradeRefused(Exception):
+    """The server answered the upgrade with something other than 101."""
+
+    def __init__(self, status: int, headers: dict[str, str], body: str) -> None:
+        super().__init__(f"HTTP {status}")
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+
+class _Scratch(threading.local):
+    """Room for ciphertext, one per receiving thread rather than one per connection."""
+
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(SCRATCH))
+
+
+_scratch = _Scratch()
+
+
+class Stream:
+    """A connected socket, with or without TLS.
+
+    ``end`` is everywhere a time of ``time.monotonic`` by which the call must be
+    over; ``None`` waits for ever, 0 not at all (``BlockingIOError``).
+
+    One thread may be in :meth:`fill` and one in :meth:`write` at the same time;
+    the caller sees to it that there are not two of either.
+    """
+
+    #: websocket-client's ``shutdown()`` reads this attribute of its socket.
+    _closed = False
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self.tls: ssl.SSLObject | None = None
+        #: Bytes accepted by write() that the kernel did not take before the deadline.
+        #: They stay first in line: the stream is never torn inside a frame.
+        self.unsent = b""
+        self._ahead = b""  # bytes read past the head of an HTTP answer
+        self._more = False  # OpenSSL may hold decrypted bytes
+        self._tls_lock = threading.Lock()  # guards the SSL object and its two buffers
+        self._readable = select.poll()
+        self._readable.register(sock, select.POLLIN)
+        self._writable = select.poll()
+        self._writable.register(sock, select.POLLOUT)
+        self._exchange: io.BytesIO | None = None
+        self._exchange_end: float | None = None
+        self._secret_headers: Callable[[], list[tuple[str, str]]] | None = None
+
+    # -- TLS
+
+    def start_tls(
+        self,
+        context: ssl.SSLContext,
+        server_hostname: str,
+        session: ssl.SSLSession | None,
+        end: float | None,
+    ) -> None:
+        """Do the TLS handshake. Raises ``ssl.SSLError``, ``OSError`` or ``TimeoutError``."""
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = context.wrap_bio(
+            self._incoming, self._outgoing, server_hostname=server_hostname, session=session
+        )
+        while True:
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                self._push(self._outgoing.read(), end)
+                self._read_ciphertext(end)  # at EOF, the next do_handshake raises SSLEOFError
+            except ssl.SSLError:
+                with contextlib.suppress(OSError):  # the alert tells the peer why
+                    self._push(self._outgoing.read(), 0)
+                raise
+        self._push(self._outgoing.read(), end)
+        self.tls = tls
+
+    # -- waiting
+
+    def _wait(self, poll: select.poll, end: float | None) -> None:
+        if end is None:
+            poll.poll()
+            return
+        left = end - time.monotonic()
+        if left < 0 or not poll.poll(left * 1000):
+            raise TimeoutError("timed out")
+
+    def has_bytes(self) -> bool:
+        """Whether reading would not block: bytes, the peer's end, or an error are waiting."""
+        return bool(self._ahead) or self._more or bool(self._readable.poll(0))
+
+    # -- reading
+
+    def fill(self, view: memoryview, end: float | None) -> int:
+        """Read what has arrived into ``view``, waiting for the first byte; return how much, 0 at the end."""
+        if self._ahead:
+            size = min(len(view), len(self._ahead))
+            view[:size] = self._ahead[:size]
+            self._ahead = self._ahead[size:]
+            return size
+        tls = self.tls
+        if tls is None:
+            if end != 0:
+                self._wait(self._readable, end)
+            return self.sock.recv_into(view)
+        while True:
+            # Asking OpenSSL when there is nothing for it costs an exception.
+            if self._more or self._incoming.pending or self._incoming.eof:
+                try:
+                    with self._tls_lock:
+                        size = cast(int, tls.read(len(view), view))  # with a buffer, it returns the size
+                    self._more = size == len(view)
+                    return size
+                except ssl.SSLWantReadError:
+                    self._more = False
+                except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+                    return 0
+            self._read_ciphertext(end)
+
+    def _read_ciphertext(self, end: float | None) -> None:
+        scratch = _scratch.view
+        if end != 0:
+            self._wait(self._readable, end)
+        size = self.sock.recv_into(scratch)
+        with self._tls_lock:
+            if size:
+                self._incoming.write(scratch[:size])
+            else:
+                self._incoming.write_eof()
+
+    # -- writing
+
+    def write(self, data: bytes, end: float | None) -> None:
+        """Write ``data`` after whatever an earlier call left over.
+
+        Raises:
+            TimeoutError: The kernel did not take all of it; the rest goes first next time.
+            BlockingIOError: The same, for ``end=0``.
+            OSError: The connection is broken.
+        """
+        tls = self.tls
+        if tls is not None and data:
+            with self._tls_lock:
+                # One call encrypts one record, 16 KiB: OpenSSL returns after each.
+                size = tls.write(data)
+                while size < len(data):
+                    size += tls.write(data[size : size + 65536])
+                data = self._outgoing.read()
+        self._push(data, end)
+
+    def _push(self, data: bytes, end: float | None) -> None:
+        if self.unsent:
+            data = self.unsent + data
+        try:
+            while data:
+                try:
+                    size = self.sock.send(data)
+                except BlockingIOError:
+                    if end == 0:
+                        raise
+                    self._wait(self._writable, end)
+                    continue
+                data = data[size:] if size < len(data) else b""
+        finally:
+            self.unsent = data
+
+    # -- the end
+
+    def abort(self) -> None:
+        """End the connection in both directions: whoever waits in it wakes at once. Never blocks."""
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the descriptor. Nobody may be inside :meth:`fill` or :meth:`write`."""
+        self._closed = True
+        self.sock.close()
+
+    def forget(self) -> None:
+        """Close this process's copy of the descriptor, with no effect on the wire (after a fork)."""
+        self._closed = True
+        self.sock.close()  # close(2) of one of two copies sends nothing
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    # -- the socket that websocket-client's opening handshake uses
+
+    def begin_upgrade(self, end: float | None, secret_headers: Callable[[], list[tuple[str, str]]]) -> None:
+        """Arm :meth:`send` and :meth:`recv` for one HTTP exchange that must be over at ``end``."""
+        self._exchange = None
+        self._exchange_end = end
+        self._secret_headers = secret_headers
+
+    def send(self, data: bytes) -> int:
+        """Write the library's request, with our headers put in before the empty line at its end."""
+        problem = self._send_request(data)
+        if problem is not None:
+            raise problem  # made new here: no frame of its traceback has held a secret
+        return len(data)
+
+    def _send_request(self, data: bytes) -> Exception | None:
+        take, self._secret_headers = self._secret_headers, None
+        try:
+            if take is not None:
+                assert data.endswith(b"\r\n\r\n"), "websocket-client sends its request in one call"
+                lines = "".join(f"{name}: {value}\r\n" for name, value in take())
+                self.write(data[:-2] + lines.encode("latin-1") + b"\r\n", self._exchange_end)
+            else:
+                self.write(data, self._exchange_end)
+        except TimeoutError:
+            return TimeoutError("timed out")
+        except ssl.SSLError as error:
+            return ssl.SSLError(*error.args)
+        except OSError as error:
+            return OSError(*error.args)
+        return None
+
+    def recv(self, size: int) -> bytes:
+        """Give the library the part of the answer that it checks, read whole beforehand."""
+        if self._exchange is None:
+            self._exchange = io.BytesIO(self.read_answer(self._exchange_end, accept=101))
+        return self._exchange.read(size)
+
+    def read_answer(self, end: float | None, *, accept: int) -> bytes:
+        """Read the head of an HTTP answer; return its status line and the few headers that matter.
+
+        Raises:
+            UpgradeRefused: The status is not ``accept``. Its body is read, up to 4 KiB.
+            OSError: The peer ended the connection, or its answer is not HTTP or has no end.
+        """
+        head = bytearray()
+        while (stop := head.find(b"\r\n\r\n")) < 0:
+            if len(head) > MAX_HEAD:
+                raise OSError(f"the head of the answer is above {MAX_HEAD} bytes")
+            if not self._append(head, end):
+                raise OSError("the server closed the connection before answering the upgrade")
+        self._ahead = bytes(head[stop + 4 :])
+        first, *lines = bytes(head[:stop]).split(b"\r\n")
+        try:
+            version, code = first.split(b" ", 2)[:2]
+            status = int(code)
+        except ValueError:
+            version, status = b"", 0
+        if not version.startswith(b"HTTP/1."):
+            raise OSError("the answer to the upgrade is not HTTP/1.1")
+        pairs = [
+            (name.strip().lower(), value.strip()) for name, _, value in (x.partition(b":") for x in lines)
+        ]
+        if status != accept:
+            headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in pairs}
+            raise UpgradeRefused(status, headers, self._read_body(headers, end))
+        kept = [name + b": " + value for name, value in pairs if name in _PASSED_ON]
+        return b"\r\n".join([first, *kept, b"", b""])
+
+    def _read_body(self, headers: dict[str, str], end: float | None) -> str:
+        # Best effort: it only explains. A peer that trickles must not hold us for long.
+        length = headers.get("content-length", "")
+        want = min(int(length), MAX_BODY) if length.isascii() and length.isdigit() else MAX_BODY
+        soon = time.monotonic() + 1.0
+        end = soon if end is None else min(end, soon)
+        body = bytearray(self._ahead)
+        self._ahead = b""
+        with contextlib.suppress(OSError):
+            while len(body) < want and self._append(body, end):
+                pass
+        return bytes(body[:want]).decode("utf-8", "replace")
+
+    def _append(self, data: bytearray, end: float | None) -> int:
+        chunk = memoryview(bytearray(4096))
+        size = self.fill(chunk, end)
+        data += chunk[:size]
+        return size
+
+    def gettimeout(self) -> float:
+        return 1.0  # only asked whether it is zero; the deadline is ours
+
+    def settimeout(self, timeout: float | None) -> None:
+        """Ignored: every call here has its own deadline."""
+
+    def shutdown(self, how: int) -> None:
+        self.abort()

@@ -1,0 +1,630 @@
+"""The WebSocket itself: websocket-client's class with its receiving, sending and closing replaced.
+
+What stays the library's: URL and request of the opening handshake, the check of
+the answer, the object's identity for existing code. What is ours, and why:
+
+- receiving: a buffer per connection instead of several system calls per frame,
+  UTF-8 checked at C speed, a size limit, deadlines that lose nothing;
+- sending: a deadline, and a timed-out frame that keeps its tail;
+- control frames: answered by whoever reads, never behind a stalled sender;
+- closing: bounded whoever is reading.
+
+Threads: one may receive while one sends. ``readlock`` is held by the one that
+receives, also while it waits; ``_write_lock`` by the one that writes. Nobody
+waits for either without a deadline.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections import deque
+from typing import Any, NoReturn
+
+import websocket
+
+from ..errors import ConnectionLost, ConnectionReturned, MessageTooBig, RecvTimeout
+from .frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, build_frame, close_payload
+from .stream import Stream
+
+__all__ = ["Transport"]
+
+BUFFER = 65536  # frames up to this size are parsed in place; also the read size
+READ_AHEAD = 1 << 20  # bytes drain() keeps for a borrower that is not receiving
+
+monotonic = time.monotonic
+
+
+class _End:
+    """Why a connection ended: enough to raise a new exception for each caller."""
+
+    def __init__(self, kind: type[ConnectionLost], message: str, code: int, reason: str) -> None:
+        self.kind, self.message, self.code, self.reason = kind, message, code, reason
+
+    def error(self, sent: bool) -> ConnectionLost:
+        return self.kind(self.message, code=self.code, reason=self.reason, sent=sent)
+
+
+class Transport(websocket.WebSocket):
+    """A client WebSocket with deadlines, made by :class:`~rtpool_sync.transport.Dial`.
+
+    Public attributes, besides those of ``websocket.WebSocket``:
+
+    Attributes:
+        owner: The token that :meth:`recv` and :meth:`send` must show. The pool
+            changes it when the connection changes hands, so that a call of an
+            earlier borrower can never reach into a later session.
+        damaged: An operation was interrupted half-way: the stream cannot be trusted.
+        ended: Whether either side closed or lost the connection.
+        rtt: Seconds the last answered ping took, or ``None``.
+        last_heard: ``time.monotonic()`` when bytes last arrived.
+    """
+
+    sock: Stream | None  # type: ignore[assignment]
+
+    def __init__(self, *args: Any, max_size: int = 1 << 24, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.max_size = max_size
+        self.owner: object = None
+        self.damaged = False
+        self.rtt: float | None = None
+        self.last_heard = monotonic()
+        self.messages_received = self.bytes_received = 0  # written under readlock
+        self.messages_sent = self.bytes_sent = 0  # written under _write_lock
+        self._write_lock = threading.Lock()  # guards writing to the stream, and the send counters
+        self._end_reason: _End | None = None
+        self._close_sent = False
+        self._close_code: int | None = None  # of the peer's close frame
+        self._inbox: deque[str | bytes] = deque()  # received while nobody was in recv(), oldest first
+        self._inbox_bytes = 0
+        self._control: deque[bytes] = deque()  # frames to write as soon as the write lock is free
+        self._pings: dict[bytes, float] = {}  # payload -> when it was sent
+        self._ping_due: float | None = None  # when the oldest unanswered keepalive was sent
+        self._pong_waiters: list[threading.Event] = []
+        self._buffer: bytearray | None = None
+        self._view = memoryview(b"")
+        self._pos = self._stop = 0  # the unparsed bytes are _buffer[_pos:_stop]
+        self._large: tuple[int, memoryview, int] | None = (
+            None  # a frame above BUFFER: first byte, room, fill
+        )
+        self._parts: list[bytes] = []  # of a fragmented message
+        self._parts_size = 0
+        self._parts_opcode = 0
+
+    # -- state
+
+    @property
+    def stream(self) -> Stream:
+        stream = self.sock
+        if stream is None:
+            self._raise_ended()
+        return stream
+
+    @property
+    def ended(self) -> bool:
+        return self._end_reason is not None
+
+    @property
+    def peer_closed(self) -> bool:
+        """Whether the peer's close frame arrived, or its end of the stream."""
+        return self._close_code is not None or (
+            self._end_reason is not None and self._end_reason.code == 1006
+        )
+
+    @property
+    def end_error(self) -> ConnectionLost | None:
+        """A new exception that says how the connection ended; ``None`` while it is open."""
+        end = self._end_reason
+        return None if end is None else end.error(self.messages_sent > 0)
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether received bytes wait in this object, whole messages or not."""
+        return bool(self._inbox or self._stop > self._pos or self._large or self._parts)
+
+    @property
+    def busy(self) -> bool:
+        """Whether some thread is receiving or sending right now."""
+        return self.readlock.locked() or self._write_lock.locked()
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing of the last session is left in this object: not a byte either way."""
+        if self.damaged or self._end_reason or self._control or self.busy or self.has_unread:
+            return False
+        return self.sock is not None and not self.sock.unsent
+
+    def has_bytes(self) -> bool:
+        """Whether the kernel holds something for this connection: data, its end, or an error."""
+        stream = self.sock
+        return stream is None or stream.has_bytes()
+
+    def fileno(self) -> int:
+        stream = self.sock
+        return -1 if stream is None else stream.fileno()
+
+    def silence(self, now: float) -> float:
+        """Seconds for which a sent keepalive ping has gone without any sign of life; 0 if none is due."""
+        due = self._ping_due
+        return 0.0 if due is None else now - max(due, self.last_heard)
+
+    def _raise_ended(self) -> NoReturn:
+        end = self._end_reason or _End(ConnectionLost, "the connection is closed", 1006, "")
+        raise end.error(self.messages_sent > 0)
+
+    # -- receiving
+
+    def recv(self, timeout: float | None = None, owner: object = None) -> str | bytes:
+        """Return the next message.
+
+        Args:
+            timeout: Seconds to wait at most; ``None`` for no limit of this call.
+            owner: The token of the borrower, compared with :attr:`owner`.
+
+        Raises:
+            RecvTimeout: Nothing whole arrived in time. Nothing is lost.
+            ConnectionLost: The connection ended (also :class:`MessageTooBig`).
+            ConnectionReturned: It is someone else's by now.
+        """
+        end = None if timeout is None else monotonic() + timeout
+        lock = self.readlock
+        if not lock.acquire(False) and not lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+            raise RecvTimeout(f"nothing received within {timeout:.2f} s: another thread is receiving")
+        try:
+            if owner is not self.owner:
+                raise ConnectionReturned("the connection was returned to its pool")
+            if self._inbox:
+                message = self._inbox.popleft()
+                self._inbox_bytes -= len(message)
+            else:
+                message = self._message(end)
+            if owner is not self.owner:  # returned while we waited: the message is not ours to give
+                self.damaged = True
+                raise ConnectionReturned("the connection was returned to its pool")
+            return message
+        except (TimeoutError, BlockingIOError):
+            pass
+        except (ConnectionLost, ConnectionReturned):
+            raise
+        except BaseException:
+            self.damaged = True  # interrupted anywhere: a message may be lost
+            raise
+        finally:
+            lock.release()
+            if self._pong_waiters:
+                self._wake_pong_waiters()
+        raise RecvTimeout(f"nothing received within {timeout:.2f} s")
+
+    def _fill(self, view: memoryview, end: float | None) -> int:
+        try:
+            size = self.stream.fill(view, end)
+        except (TimeoutError, BlockingIOError):
+            raise
+        except OSError as error:
+            problem = error.strerror or type(error).__name__
+        else:
+            if size:
+                self.last_heard = monotonic()
+                return size
+            problem = "end of stream without a close frame"
+        self._lost(problem)
+
+    def _need(self, size: int, end: float | None) -> None:
+        """Have ``size`` bytes in a row at ``_pos``; ``size`` is at most BUFFER."""
+        while self._stop - self._pos < size:
+            if self._buffer is None:
+                self._buffer = bytearray(BUFFER)
+                self._view = memoryview(self._buffer)
+            if self._pos == self._stop:
+                self._pos = self._stop = 0
+            elif BUFFER - self._pos < size or BUFFER - self._stop < 512:
+                rest = self._buffer[self._pos : self._stop]
+                self._view[: len(rest)] = rest
+                self._pos, self._stop = 0, len(rest)
+            self._stop += self._fill(self._view[self._stop :], end)
+
+    def _frame(self, end: float | None) -> tuple[int, int, memoryview]:
+        """Return first byte's opcode and FIN, and the payload: valid until the next read."""
+        if self._end_reason is not None:
+            self._raise_ended()
+        if self._large is not None:
+            return self._large_frame(end)
+        if self._stop - self._pos < 2:
+            self._need(2, end)
+        buffer, pos = self._buffer, self._pos
+        assert buffer is not None
+        first, size, header = buffer[pos], buffer[pos + 1], 2
+        if size > 125:
+            if size > 127:
+                self.fail(1002, "the server sent a masked frame")
+            header = 4 if size == 126 else 10
+            if self._stop - pos < header:
+                self._need(header, end)
+                pos = self._pos
+            size = int.from_bytes(buffer[pos + 2 : pos + header], "big")
+        if first != 0x81:  # anything but a whole text message
+            opcode = first & 0x0F
+            if first & 0x70 or 0x3 <= opcode <= 0x7 or opcode > PONG:
+                self.fail(1002, f"a frame begins with 0x{first:02x}")
+            if opcode & 0x8 and (size > 125 or not first & 0x80):
+                self.fail(1002, "a control frame is fragmented or too long")
+        if size + self._parts_size > self.max_size:
+            self.fail(1009, f"a message above {self.max_size} bytes", MessageTooBig)
+        if header + size > BUFFER:
+            room = memoryview(bytearray(size))
+            have = self._stop - pos - header
+            room[:have] = self._view[pos + header : self._stop]
+            self._pos = self._stop = 0
+            self._large = first, room, have
+            return self._large_frame(end)
+        if self._stop - pos < header + size:
+            self._need(header + size, end)
+            pos = self._pos
+        start = pos + header
+        self._pos = start + size
+        return first & 0x0F, first & 0x80, self._view[start : start + size]
+
+    def _large_frame(self, end: float | None) -> tuple[int, int, memoryview]:
+        # Read straight into its own room; kept between calls, so a timeout loses nothing.
+        assert self._large is not None
+        first, room, have = self._large
+        while have < len(room):
+            have += self._fill(room[have:], end)
+            self._large = first, room, have
+        self._large = None
+        return first & 0x0F, first & 0x80, room
+
+    def _message(self, end: float | None) -> str | bytes:
+        """Return the next message, handling control frames on the way."""
+        while True:
+            opcode, final, payload = self._frame(end)
+            if opcode == TEXT and final and not self._parts:
+                self.messages_received += 1
+                self.bytes_received += len(payload)
+                return self._text(payload)
+            if opcode & 0x8:
+                self._control_frame(opcode, bytes(payload))
+                continue
+            if (opcode == CONTINUATION) != bool(self._parts):
+                self.fail(1002, "a continuation frame is missing or out of place")
+            if opcode:
+                self._parts_opcode = opcode
+            self._parts.append(bytes(payload))
+            self._parts_size += len(payload)
+            if final:
+                body = b"".join(self._parts)
+                self._parts, self._parts_size = [], 0
+                self.messages_received += 1
+                self.bytes_received += len(body)
+                return body if self._parts_opcode == BINARY else self._text(body)
+
+    def _text(self, payload: memoryview | bytes) -> str:
+        try:
+            return str(payload, "utf-8")  # validation and decoding in one pass, in C
+        except UnicodeDecodeError:
+            pass
+        self.fail(1007, "a text message is not UTF-8")
+
+    def _control_frame(self, opcode: int, payload: bytes) -> None:
+        if opcode == PING:
+            self._send_control(PONG, payload)
+        elif opcode == PONG:
+            sent_at = self._pings.pop(payload, None)
+            if sent_at is not None:
+                self.rtt = monotonic() - sent_at
+                # RFC 6455, 5.5.3: an answer to a later ping answers the earlier ones too.
+                self._pings = {p: t for p, t in self._pings.items() if t > sent_at}
+                self._ping_due = None
+                self._wake_pong_waiters()
+        else:
+            code = int.from_bytes(payload[:2], "big") if len(payload) >= 2 else 1005
+            reason = payload[2:].decode("utf-8", "replace")
+            self._close_code = code
+            if not self._close_sent:
+                self._close_sent = True
+                self._send_control(CLOSE, payload[:2])
+            text = f"the server closed the connection: {code}" + (f" ({reason})" if reason else "")
+            self._finish(_End(ConnectionLost, text, code, reason))
+            self._raise_ended()
+
+    def drain(self) -> bool:
+        """Take in whatever has arrived, without ever waiting; return whether the connection is still open.
+
+        Control frames are answered, messages kept in order for the next
+        :meth:`recv`, up to 1 MiB beyond which the peer is left to wait. Does
+        nothing when a thread is receiving: that one does the same.
+        """
+        if not self.readlock.acquire(False):
+            return self._end_reason is None
+        try:
+            while self._inbox_bytes < READ_AHEAD:
+                message = self._message(0)
+                self._inbox.append(message)
+                self._inbox_bytes += len(message)
+        except BlockingIOError:
+            if self._pos == self._stop:  # an idle connection keeps no buffer
+                self._buffer, self._view, self._pos, self._stop = None, memoryview(b""), 0, 0
+        except ConnectionLost:
+            return False
+        finally:
+            self.readlock.release()
+            if self._pong_waiters:
+                self._wake_pong_waiters()
+        return True
+
+    def take_unread(self) -> list[str | bytes]:
+        """Take the messages that :meth:`drain` kept. For the owner of an idle or resetting connection."""
+        with self.readlock:
+            messages = list(self._inbox)
+            self._inbox.clear()
+            self._inbox_bytes = 0
+        return messages
+
+    # -- sending
+
+    def send(
+        self, payload: str | bytes, opcode: int = TEXT, timeout: float = 30.0, owner: object = None
+    ) -> int:
+        """Send one message; return the number of bytes of its frame.
+
+        Args:
+            payload: Text is encoded as UTF-8.
+            opcode: ``TEXT`` or ``BINARY``.
+            timeout: Seconds until the kernel must have taken all of it.
+            owner: The token of the borrower, compared with :attr:`owner`.
+
+        Raises:
+            TimeoutError: The peer does not read. What was begun stays first in line.
+            ConnectionLost, ConnectionReturned: As for :meth:`recv`.
+        """
+        frame = build_frame(opcode, payload.encode() if isinstance(payload, str) else payload)
+        end = monotonic() + timeout
+        lock = self._write_lock
+        if not lock.acquire(False) and not lock.acquire(timeout=max(0.0, timeout)):
+            raise TimeoutError(f"not sent within {timeout:.2f} s: another thread is sending")
+        try:
+            if owner is not self.owner:
+                raise ConnectionReturned("the connection was returned to its pool")
+            if self._end_reason is not None or self._close_sent:
+                self._raise_ended()
+            self.stream.write(frame, end)
+            self.messages_sent += 1
+            self.bytes_sent += len(frame)
+            return len(frame)
+        except (ConnectionLost, ConnectionReturned):
+            raise
+        except TimeoutError:
+            pass
+        except OSError as error:
+            self._broken(error)
+        except BaseException:
+            self.damaged = True  # interrupted anywhere: part of the frame may be written
+            raise
+        finally:
+            lock.release()
+            if self._control:
+                self._flush_control()
+        if self._end_reason is not None:
+            self._raise_ended()
+        raise TimeoutError(f"the peer did not take {len(frame)} bytes within {timeout:.2f} s")
+
+    def _broken(self, error: OSError) -> None:
+        """Writing failed. What the peer said before it closed is the better reason, if it can be read."""
+        with contextlib.suppress(Exception):
+            self.drain()
+        if self._end_reason is None:
+            with contextlib.suppress(ConnectionLost):
+                self._lost(error.strerror or type(error).__name__)
+
+    def _send_control(self, opcode: int, payload: bytes) -> None:
+        self._control.append(build_frame(opcode, payload))
+        self._flush_control()
+
+    def _flush_control(self) -> None:
+        # Whoever holds the write lock writes them; nobody waits for it. The second
+        # look closes the gap between the holder's last look and its release.
+        while self._control and self._write_lock.acquire(False):
+            try:
+                while self._control:
+                    stream = self.sock
+                    if stream is None:
+                        self._control.clear()
+                        return
+                    frame = self._control.popleft()
+                    stream.write(frame, 0)  # what the kernel does not take stays in stream.unsent
+            except OSError:
+                return
+            finally:
+                self._write_lock.release()
+
+    def flush(self) -> bool:
+        """Try to write what is left over, without waiting; return whether nothing is."""
+        stream = self.sock
+        if stream is None:
+            return True
+        if (self._control or stream.unsent) and self._write_lock.acquire(False):
+            try:
+                stream.write(b"", 0)
+            except OSError:
+                return False
+            finally:
+                self._write_lock.release()
+            self._flush_control()
+        return not (self._control or stream.unsent)
+
+    # -- liveness
+
+    def send_keepalive(self) -> None:
+        """Send a ping without waiting for its answer; :meth:`silence` tells how long none came."""
+        payload = os.urandom(8)
+        now = monotonic()
+        self._pings[payload] = now
+        if self._ping_due is None:
+            self._ping_due = now
+        self._send_control(PING, payload)
+
+    def ping(self, timeout: float = 5.0, owner: object = None) -> float:  # type: ignore[override]
+        """Send a ping and wait for its answer; return the round trip in seconds.
+
+        Messages that arrive meanwhile are kept for :meth:`recv`, also when
+        another thread is receiving.
+
+        Raises:
+            TimeoutError: No answer in time.
+            ConnectionLost, ConnectionReturned: As for :meth:`recv`.
+        """
+        if owner is not self.owner:
+            raise ConnectionReturned("the connection was returned to its pool")
+        if self._end_reason is not None:
+            self._raise_ended()
+        end = monotonic() + timeout
+        payload = os.urandom(8)
+        woken = threading.Event()
+        self._pong_waiters.append(woken)
+        try:
+            self._pings[payload] = sent_at = monotonic()
+            self._send_control(PING, payload)
+            while payload in self._pings:
+                if self._end_reason is not None:
+                    self._raise_ended()
+                left = end - monotonic()
+                if left <= 0:
+                    self._pings.pop(payload, None)
+                    raise TimeoutError(f"no answer to a ping within {timeout:.2f} s")
+                woken.clear()
+                if self._read_until_pong(end, payload):
+                    continue
+                # Another thread is receiving: it wakes us when the answer comes or when it leaves.
+                woken.wait(left)
+            return monotonic() - sent_at
+        finally:
+            self._pong_waiters.remove(woken)
+
+    def _read_until_pong(self, end: float, payload: bytes) -> bool:
+        """Receive until the ping is answered; False when another thread is receiving."""
+        if not self.readlock.acquire(False):
+            return False
+        try:
+            while payload in self._pings:
+                if self._peek_opcode(end) & 0x8:
+                    opcode, _, body = self._frame(end)
+                    self._control_frame(opcode, bytes(body))
+                else:
+                    message = self._message(end)
+                    self._inbox.append(message)
+                    self._inbox_bytes += len(message)
+        except TimeoutError:
+            pass
+        finally:
+            self.readlock.release()
+        return True
+
+    def _peek_opcode(self, end: float) -> int:
+        if self._large is not None:
+            return self._large[0] & 0x0F
+        if self._end_reason is not None:
+            self._raise_ended()
+        self._need(2, end)
+        assert self._buffer is not None
+        return self._buffer[self._pos] & 0x0F
+
+    def _wake_pong_waiters(self) -> None:
+        for waiter in list(self._pong_waiters):
+            waiter.set()
+
+    # -- the end
+
+    def _finish(self, end: _End) -> None:
+        if self._end_reason is None:
+            self._end_reason = end
+        self.connected = False
+        self._wake_pong_waiters()
+
+    def _lost(self, problem: str) -> NoReturn:
+        self._finish(_End(ConnectionLost, f"the connection was lost: {problem}", 1006, problem))
+        self._raise_ended()
+
+    def fail(self, code: int, reason: str, kind: type[ConnectionLost] = ConnectionLost) -> NoReturn:
+        """Close because of what the peer did (RFC 6455, 7.1.7). Raises the reason."""
+        self._close_sent = True
+        self._send_control(CLOSE, close_payload(code, reason))
+        self._finish(_End(kind, f"closed with {code}: {reason}", code, reason))
+        self._raise_ended()
+
+    def start_close(self, code: int = 1000, reason: str = "") -> None:
+        """Send a close frame, without waiting. The answer is found by :meth:`drain`."""
+        if not self._close_sent and self.sock is not None:
+            self._close_sent = True
+            self._send_control(CLOSE, close_payload(code, reason))
+
+    def lose(self, problem: str) -> None:
+        """Declare the connection dead: whoever waits in it gets :class:`ConnectionLost` at once."""
+        self._finish(_End(ConnectionLost, f"the connection was lost: {problem}", 1006, problem))
+        self.abort()
+
+    def abort(self) -> None:
+        """End the stream in both directions. Wakes a blocked reader and writer; never blocks."""
+        stream = self.sock
+        if stream is not None:
+            stream.abort()
+
+    def release(self) -> bool:
+        """Close the descriptor if nobody is using it; return whether it is closed.
+
+        A descriptor that is closed while another thread waits on it can come
+        back under the same number as someone else's connection, so this waits
+        its turn: call :meth:`abort` first, and again later when False.
+        """
+        if self.sock is None:
+            return True
+        if not self.readlock.acquire(False):
+            return False
+        try:
+            if not self._write_lock.acquire(False):
+                return False
+            try:
+                self._finish(_End(ConnectionLost, "the connection is closed", 1006, "closed by the pool"))
+                stream, self.sock = self.sock, None
+                if stream is not None:
+                    stream.close()
+                self._buffer, self._view, self._large = None, memoryview(b""), None
+                self._control.clear()
+                return True
+            finally:
+                self._write_lock.release()
+        finally:
+            self.readlock.release()
+
+    def close(self, status: int = 1000, reason: str = "", timeout: float = 10.0) -> None:  # type: ignore[override]
+        """Do the closing handshake within ``timeout`` seconds, whoever is receiving; close the descriptor."""
+        end = monotonic() + timeout
+        if self.sock is None:
+            return
+        self.start_close(status, reason)
+        if self.readlock.acquire(timeout=max(0.0, timeout)):
+            try:
+                with contextlib.suppress(ConnectionLost, TimeoutError):
+                    while self._end_reason is None:
+                        self._message(end)  # what still arrives is nobody's any more
+            finally:
+                self.readlock.release()
+        self._finish(_End(ConnectionLost, "the connection is closed", status, reason))
+        self.abort()
+        while not self.release() and monotonic() < end + 1.0:
+            time.sleep(0.001)  # a reader or writer that abort() has just woken is on its way out
+
+    def shutdown(self) -> None:
+        """websocket-client's name for closing the descriptor at once."""
+        self.abort()
+        self.release()
+
+    def forget(self) -> None:
+        """Let go of an inherited connection in a forked child: nothing reaches the wire."""
+        stream, self.sock = self.sock, None
+        if stream is not None:
+            stream.forget()
+        message = "the connection belongs to the parent process"
+        self._end_reason = _End(ConnectionLost, message, 1006, "forked")
+        self.connected = False
