@@ -47,7 +47,7 @@ docs: $(VENV)/.stamp-docs ## the documentation as a web site, in build/docs/
 clean: ## remove everything that these commands made
 	@rm -rf $(VENV) build dist htmlcov demo-output *.egg-info .coverage .coverage.* .mypy_cache .ruff_cache \
 		.pytest_cache .hypothesis
-	@find rtpool_sync tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.stamp-%: $(INPUTS)
 	@.ci/venv install $(VENV) $*
