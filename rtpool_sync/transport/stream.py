@@ -126,7 +126,11 @@ class Stream:
 
     def has_bytes(self) -> bool:
         """Whether reading would not block: bytes, the peer's end, or an error are waiting."""
-        return bool(self._ahead) or self._more or bool(self._readable.poll(0))
+        if self._ahead or self._more:
+            return True
+        poll = select.poll()  # a poll object serves one thread at a time, and several may look
+        poll.register(self.sock, select.POLLIN)
+        return bool(poll.poll(0))
 
     # -- reading
 

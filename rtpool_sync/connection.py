@@ -1,0 +1,404 @@
+"""One pooled connection, and the handle a borrower holds for one session.
+
+:class:`PooledConnection` lives as long as its socket. :class:`RealtimeConnection`
+lives as long as one checkout: it shows its lease to the transport with every
+call, so that nothing done through it after its return can reach a later session.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+
+from .errors import ConnectionLost, ConnectionReturned, PoolTimeout, RecvTimeout, SessionExpired
+from .protocols.base import SessionProtocol
+from .transport.frames import BINARY, TEXT
+
+if TYPE_CHECKING:
+    from .transport import Transport
+    from .view import WebSocketView
+
+__all__ = ["PooledConnection", "RealtimeConnection", "State"]
+
+monotonic = time.monotonic
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
+class State(enum.Enum):
+    """Who may touch the socket of a connection. Changed under the pool's lock only."""
+
+    CONNECTING = "connecting"  # a connector, then the reaper (waiting for the session)
+    IDLE = "idle"  # nobody; the reaper once it has reserved it
+    IN_USE = "in_use"  # the borrower; the reaper sends keepalive pings
+    RESETTING = "resetting"  # the reaper
+    CLOSING = "closing"  # the reaper
+    GONE = "gone"  # no socket any more
+
+
+class PooledConnection:
+    """A connection as the pool sees it. All fields are guarded by the pool's lock, except as noted."""
+
+    __slots__ = (
+        "borrower_stack",
+        "busy_since",
+        "close_by",
+        "close_reason",
+        "due",
+        "epoch",
+        "generation",
+        "id",
+        "idle_since",
+        "last_error",
+        "lease",
+        "leak_reported",
+        "next_ping_at",
+        "opened_at",
+        "ping_sent",
+        "protocol",
+        "proved_at",
+        "reset_started",
+        "session_count",
+        "state",
+        "text_only",
+        "transparent",
+        "transport",
+        "usable_until",
+        "usable_why",
+        "watched",
+    )
+
+    def __init__(self, id: int, protocol: SessionProtocol, *, generation: int, epoch: int, now: float) -> None:
+        self.id = id
+        self.protocol = protocol
+        self.transparent = False
+        self.text_only = False
+        self.generation = generation
+        self.epoch = epoch  # of the process and of open(): a handle of another epoch returns nothing
+        self.state = State.CONNECTING
+        self.transport: Transport | None = None
+        self.lease = 0  # number of the current or last checkout
+        self.session_count = 0
+        self.opened_at = self.idle_since = self.busy_since = self.proved_at = now
+        self.usable_until, self.usable_why = 0.0, "age"
+        self.close_reason: str | None = None  # set: to be closed as soon as nobody uses it
+        self.last_error = ""
+        self.borrower_stack: str | None = None
+        self.leak_reported = False
+        # The reaper's own, not guarded:
+        self.due = 0.0  # when to look at it next; entries of the timer heap that differ are stale
+        self.watched = False  # registered with the selector
+        self.close_by = 0.0
+        self.next_ping_at = 0.0
+        self.ping_sent = False
+        self.reset_started = 0.0
+
+    def __repr__(self) -> str:
+        return f"<PooledConnection #{self.id} {self.state.value}, {self.session_count} sessions>"
+
+
+class _Lender(Protocol):
+    """What a handle needs of its pool."""
+
+    name: str
+
+    def _give_back(self, handle: RealtimeConnection) -> None: ...
+    def _orphaned(self, handle: RealtimeConnection) -> None: ...
+    def _park_at_exit(self) -> None: ...
+
+
+class RealtimeConnection:
+    """A live session, lent by a pool. Made by ``pool.connection()`` and ``pool.acquire()``.
+
+    One thread may :meth:`send` while another receives. After the connection has
+    been returned every use raises :class:`ConnectionReturned`.
+    """
+
+    __slots__ = ("__weakref__", "_lease", "_member", "_pool", "_sent", "_stall_timeout", "_transport", "_view", "id")
+
+    def __init__(self, pool: _Lender, member: PooledConnection, lease: int, stall_timeout: float) -> None:
+        self._pool = pool
+        self._member: PooledConnection | None = member
+        self._transport = member.transport
+        self._lease = lease
+        self._stall_timeout = stall_timeout
+        self._sent = False
+        self._view: WebSocketView | None = None
+        #: Number of the connection in its pool.
+        self.id = member.id
+
+    def _borrowed(self) -> tuple[PooledConnection, Transport]:
+        member, transport = self._member, self._transport
+        if member is None or transport is None or transport.owner is not self._lease:
+            raise ConnectionReturned(f"connection #{self.id} was returned to pool {self._pool.name!r}")
+        return member, transport
+
+    def __del__(self) -> None:
+        # Dropped without being returned: by mistake, or by an exception that struck
+        # between two bytecodes. Nothing may block here, so the reaper takes it back.
+        member = getattr(self, "_member", None)
+        if member is not None and member.lease is self._lease:
+            self._pool._orphaned(self)
+
+    def __repr__(self) -> str:
+        member = self._member
+        if member is None:
+            return f"<RealtimeConnection #{self.id} of pool {self._pool.name!r}, returned>"
+        return (
+            f"<RealtimeConnection #{self.id} of pool {self._pool.name!r}, session {member.session_count}, "
+            f"{monotonic() - member.opened_at:.1f} s old>"
+        )
+
+    # -- sending
+
+    def send(self, event: Mapping[str, Any] | str | bytes) -> None:
+        """Send an event.
+
+        Args:
+            event: A mapping is encoded as JSON; text is sent as it is. Bytes are
+                sent as a binary frame, or as text where the protocol has only text.
+
+        Raises:
+            TypeError, ValueError: It cannot be encoded. Nothing was sent.
+            ConnectionLost: The connection ended, or the peer has not taken a byte
+                for ``ping_timeout`` seconds.
+            ConnectionReturned: The connection was returned.
+        """
+        member = self._member
+        transport = self._transport
+        if member is None or transport is None:
+            self._borrowed()
+            raise AssertionError("unreachable")
+        opcode = TEXT
+        payload: str | bytes
+        if isinstance(event, str):
+            payload = event
+        elif isinstance(event, (bytes, bytearray, memoryview)):
+            if member.text_only:
+                payload = event = bytes(event).decode()
+            else:
+                payload, opcode = bytes(event), BINARY
+        elif isinstance(event, Mapping):
+            payload = _encode(event if isinstance(event, dict) else dict(event))
+        else:
+            raise TypeError(f"an event is a mapping, str or bytes, not {type(event).__name__}")
+        if not member.transparent:
+            if transport.owner is not self._lease:
+                self._borrowed()
+            member.protocol.sent(event)  # type: ignore[arg-type]
+        self._sent = True
+        try:
+            transport.send(payload, opcode, self._stall_timeout, self._lease)
+            return
+        except ConnectionLost as error:
+            lost = self._explain(error)
+        except TimeoutError:
+            lost = ConnectionLost(
+                f"the peer has not taken a byte for {self._stall_timeout:g} s", reason="send stalled", sent=True
+            )
+            transport.lose("send stalled")
+        self._raise(lost)
+
+    # -- receiving
+
+    def recv(self, timeout: float | None = None) -> Any:
+        """Return the next server event.
+
+        Args:
+            timeout: Seconds to wait at most. ``None`` waits until the connection
+                ends; a peer that answers no ping is found out by the keepalive.
+
+        Returns:
+            The decoded JSON object. Under a protocol without events (``"plain"``),
+            a frame that holds no JSON object is returned as it is.
+
+        Raises:
+            RecvTimeout: Nothing came in time. Nothing is lost.
+            ConnectionLost: The connection ended; :class:`SessionExpired` when the server's limit was reached.
+            ConnectionReturned: The connection was returned.
+            ValueError: The server sent something that is not JSON.
+        """
+        end = None if timeout is None else monotonic() + timeout
+        while True:
+            text = self._receive(None if end is None else max(0.0, end - monotonic()))
+            member = self._member
+            if member is None:
+                self._borrowed()
+                raise AssertionError("unreachable")
+            if member.transparent:
+                return _decode_object(text)
+            try:
+                event = json.loads(text)
+            except ValueError:
+                member.protocol.received_text(text)
+                raise
+            if member.protocol.received(event):
+                return event
+
+    def recv_text(self, timeout: float | None = None) -> Any:
+        """Return the next message undecoded, ``str`` (or ``bytes`` of a binary frame). As :meth:`recv`."""
+        end = None if timeout is None else monotonic() + timeout
+        while True:
+            text = self._receive(None if end is None else max(0.0, end - monotonic()))
+            member = self._member
+            if member is None:
+                self._borrowed()
+                raise AssertionError("unreachable")
+            if member.transparent or member.protocol.received_text(text):
+                return text
+
+    def _receive(self, timeout: float | None) -> str | bytes:
+        transport = self._transport
+        if transport is None:
+            self._borrowed()
+            raise AssertionError("unreachable")
+        try:
+            return transport.recv(timeout, self._lease)
+        except ConnectionLost as error:
+            lost = self._explain(error)
+        self._raise(lost)
+
+    def _explain(self, error: ConnectionLost) -> ConnectionLost:
+        """The exception that says best why the connection ended."""
+        member = self._member
+        if member is not None and not isinstance(error, SessionExpired):
+            known = member.protocol.closed(error.code, error.reason)
+            if isinstance(known, ConnectionLost):
+                known.code, known.reason = error.code, error.reason
+                error = known
+        error.sent = self._sent
+        return error
+
+    def _raise(self, lost: ConnectionLost) -> NoReturn:
+        self._pool._park_at_exit()
+        self._borrowed()  # returned meanwhile: that is the news, not that the pool closed it then
+        raise lost
+
+    def __iter__(self) -> Iterator[Any]:
+        """Yield events until the server closes with 1000; any other end raises :class:`ConnectionLost`."""
+        while True:
+            try:
+                event = self.recv()
+            except ConnectionLost as lost:
+                if lost.code == 1000 and not isinstance(lost, SessionExpired):
+                    return
+                raise
+            yield event
+
+    # -- state
+
+    def ping(self, timeout: float = 5.0) -> float:
+        """Send a ping and return the seconds until its answer.
+
+        Raises:
+            TimeoutError: No answer in time.
+            ConnectionLost, ConnectionReturned: As for :meth:`recv`.
+        """
+        _, transport = self._borrowed()
+        try:
+            return transport.ping(timeout, self._lease)
+        except ConnectionLost as error:
+            lost = self._explain(error)
+        self._raise(lost)
+
+    def invalidate(self, reason: str = "invalidated by the borrower") -> None:
+        """Have the connection closed, not reused, when it is returned."""
+        member, _ = self._borrowed()
+        member.close_reason = "invalidated"
+        member.last_error = reason
+
+    @property
+    def websocket(self) -> WebSocketView:
+        """The same connection in websocket-client's style, for existing code."""
+        self._borrowed()
+        if self._view is None:
+            from .view import WebSocketView
+
+            self._view = WebSocketView(self)
+        return self._view
+
+    @property
+    def session_id(self) -> str | None:
+        """The server's id of the session, if the protocol has one."""
+        return self._borrowed()[0].protocol.session_id
+
+    @property
+    def expires_at(self) -> float | None:
+        """When the server will end the connection, in Unix time, if it said so."""
+        return self._borrowed()[0].protocol.expires_at
+
+    @property
+    def age_seconds(self) -> float:
+        """Seconds since the connection became ready."""
+        return monotonic() - self._borrowed()[0].opened_at
+
+    @property
+    def idle_seconds(self) -> float:
+        """Seconds since anything was received."""
+        return max(0.0, monotonic() - self._borrowed()[1].last_heard)
+
+    @property
+    def session_count(self) -> int:
+        """How many sessions the connection has served, this one included."""
+        return self._borrowed()[0].session_count
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether the connection is open and owes no answer to a ping."""
+        _, transport = self._borrowed()
+        return not transport.ended and not transport.damaged and transport.silence(monotonic()) <= 0
+
+    @property
+    def rtt_seconds(self) -> float | None:
+        """Round trip of the last answered ping, in seconds; ``None`` before the first."""
+        return self._borrowed()[1].rtt
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection ended or was returned."""
+        transport = self._transport
+        return self._member is None or transport is None or transport.ended
+
+    # -- the pool's side
+
+    def _configure(self, session: Mapping[str, Any], end: float) -> None:
+        """Apply ``session`` and wait for its acknowledgement, in the borrower's thread.
+
+        Raises the protocol's error, :class:`ConnectionLost`, or :class:`PoolTimeout` at ``end``.
+        """
+        member, transport = self._borrowed()
+        protocol = member.protocol
+        protocol.configure(session, monotonic())
+        while protocol.pending:
+            for message in protocol.outgoing():
+                transport.send(message, TEXT, max(0.0, end - monotonic()), self._lease)
+            now = monotonic()
+            until = end if protocol.wake_at is None else min(end, protocol.wake_at)
+            try:
+                protocol.feed(transport.recv(max(0.0, until - now), self._lease), monotonic())
+            except RecvTimeout:
+                now = monotonic()
+                if now >= end:
+                    self.invalidate("session settings not acknowledged")
+                    raise PoolTimeout("the session settings were not acknowledged in time") from None
+                protocol.tick(now)
+        failure = protocol.failure
+        if failure is not None:
+            raise failure.error or ConnectionLost(failure.message, reason=failure.message)
+
+
+def _decode_object(text: str | bytes) -> Any:
+    if text[:1] in ("{", b"{"):
+        try:
+            return json.loads(text)
+        except ValueError:
+            pass
+    return text
+
+
+def current_thread_is_daemon() -> bool:
+    """Whether the interpreter will not wait for the calling thread when it exits."""
+    return threading.current_thread().daemon
