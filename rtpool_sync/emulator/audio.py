@@ -6,7 +6,7 @@ import hashlib
 import math
 import sys
 from array import array
-from functools import lru_cache
+from functools import cache, lru_cache
 from operator import mul
 
 __all__ = ["FORMATS", "Format", "convert", "fingerprint", "tone"]
@@ -85,13 +85,13 @@ def _alaw_sample(code: int) -> int:
     return magnitude if code & 0x80 else -magnitude
 
 
-@lru_cache(maxsize=None)
+@cache
 def _decoder(name: str) -> tuple[int, ...]:
     sample = _ulaw_sample if name == "audio/pcmu" else _alaw_sample
     return tuple(sample(code) for code in range(256))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _encoder(name: str) -> bytes:
     """Return the code of every sample divided by four: the nearest of the 256 levels."""
     levels = sorted((sample, code) for code, sample in enumerate(_decoder(name)))
@@ -113,13 +113,14 @@ def convert(data: bytes, source: Format, target: Format) -> bytes:
     samples = source.decode(data)
     if source.rate < target.rate:  # 8 kHz to 24 kHz: two interpolated samples between each pair
         tripled = array("h", bytes(6 * len(samples)))
-        following = samples[1:] + samples[-1:]
+        pairs = list(zip(samples, samples[1:] + samples[-1:], strict=True))
         tripled[0::3] = samples
-        tripled[1::3] = array("h", [(2 * a + b) // 3 for a, b in zip(samples, following)])
-        tripled[2::3] = array("h", [(a + 2 * b) // 3 for a, b in zip(samples, following)])
+        tripled[1::3] = array("h", [(2 * a + b) // 3 for a, b in pairs])
+        tripled[2::3] = array("h", [(a + 2 * b) // 3 for a, b in pairs])
         samples = tripled
     elif source.rate > target.rate:  # 24 kHz to 8 kHz: the mean of three
-        samples = array("h", [(a + b + c) // 3 for a, b, c in zip(samples[0::3], samples[1::3], samples[2::3])])
+        threes = zip(samples[0::3], samples[1::3], samples[2::3], strict=False)
+        samples = array("h", [(a + b + c) // 3 for a, b, c in threes])
     return target.encode(samples)
 
 

@@ -43,7 +43,8 @@ def _kind(value: object) -> str:
 
 
 def _wrong(value: object, param: str, wanted: str) -> Problem:
-    return Problem("invalid_value", f"Invalid type for '{param}': expected {wanted}, but got {_kind(value)}.", param)
+    message = f"Invalid type for '{param}': expected {wanted}, but got {_kind(value)}."
+    return Problem("invalid_value", message, param)
 
 
 def string(value: Any, param: str) -> str:

@@ -12,7 +12,7 @@ from .problems import Problem, unknown_parameter
 
 __all__ = ["Conversation", "Item", "make_item"]
 
-_TEXT = {"input_text": {"type": check.string, "text": check.string}}
+_TEXT: dict[str, dict[str, check.Checker]] = {"input_text": {"type": check.string, "text": check.string}}
 _CONTENT: dict[str, dict[str, dict[str, check.Checker]]] = {
     "user": {
         **_TEXT,
@@ -33,7 +33,12 @@ _CONTENT: dict[str, dict[str, dict[str, check.Checker]]] = {
         },
     },
 }
-_NEEDED = {"input_text": ("text",), "output_text": ("text",), "input_audio": ("audio",), "input_image": ("image_url",)}
+_NEEDED = {
+    "input_text": ("text",),
+    "output_text": ("text",),
+    "input_audio": ("audio",),
+    "input_image": ("image_url",),
+}
 _COMMON = ("id", "object", "type", "status")
 _OTHER: dict[str, dict[str, check.Checker]] = {
     "function_call": {"name": check.string, "arguments": check.string, "call_id": check.string},

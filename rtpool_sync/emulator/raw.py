@@ -9,18 +9,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .net import will_reset
+from .wire import frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .wire import Wire
 
-__all__ = ["KINDS", "bad_utf8", "oversize", "reset", "stall", "trickle", "truncate"]
+__all__ = ["KINDS", "bad_utf8", "oversize", "reset", "stall", "truncate"]
 
 
-def truncate(wire: Wire, payload: bytes = b'{"type":"response.done","event_id":"event_') -> None:
-    """Send the beginning of a text message, then FIN."""
-    wire.write(b"\x81\x7e" + (len(payload) * 2 + 200).to_bytes(2, "big") + payload)
+def truncate(wire: Wire, payload: bytes = b'{"type":"rate_limits.updated"}') -> None:
+    """Send half of a text message, then FIN."""
+    data = frame(0x81, payload)
+    wire.write(data[: len(data) // 2 + 1])
     wire.hang_up()
 
 
@@ -43,22 +45,6 @@ def oversize(wire: Wire, size: int = 17 * 1024 * 1024) -> None:
 def bad_utf8(wire: Wire) -> None:
     """Send a text message that is not UTF-8."""
     wire.send(b'{"type":"error","message":"\xff\xfe"}')
-
-
-def trickle(wire: Wire, data: bytes, interval: float) -> None:
-    """Write ``data`` one byte every ``interval`` seconds; later writes queue behind it."""
-    wire.hold()
-
-    def step(position: int) -> None:
-        if wire.lost:
-            return
-        if position < len(data):
-            wire.write_past_hold(data[position : position + 1])
-            wire.loop.call_later(interval, step, position + 1)
-        else:
-            wire.let_go()
-
-    step(0)
 
 
 #: What ``RealtimeServer.inject`` knows.

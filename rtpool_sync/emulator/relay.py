@@ -142,7 +142,7 @@ class _Link:
         if self.cut:
             return
         await asyncio.sleep(ready - loop.time())
-        if self.client.lost:
+        if self._client_left():
             return
         family = socket.AF_INET6 if ":" in relay.target[0] else socket.AF_INET
         upstream = socket.socket(family, socket.SOCK_STREAM)
@@ -162,11 +162,14 @@ class _Link:
             self.drop(reset=True)  # what a refused or vanished target looks like from here
             return
         self.target = target
-        if self.client.lost:
+        if self._client_left():
             self.drop(reset=True)
             return
         self.client.connect_to(target)
         target.connect_to(self.client)
+
+    def _client_left(self) -> bool:
+        return self.client.lost
 
     def end_lost(self, pipe: _Pipe, exc: Exception | None) -> None:
         """One end is gone: the other follows, after what was under way, by FIN or RST as it came."""

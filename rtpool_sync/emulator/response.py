@@ -167,9 +167,8 @@ class Response:
 
     def _count_tokens(self) -> dict[str, Any]:
         """Tokens by the rule of thumb of one a word, ten a second heard and twenty a second spoken."""
-        heard = sum(
-            format_.milliseconds(len(audio)) for item in self._context for audio, format_ in item.audio.values()
-        )
+        sounds = [sound for item in self._context for sound in item.audio.values()]
+        heard = sum(format_.milliseconds(len(audio)) for audio, format_ in sounds)
         text_in = len(self.plan.instructions.split()) + sum(len(item.heard.split()) for item in self._context)
         audio_in = int(heard / 100)
         text_out = sum(len(item.heard.split()) for item in self._output)
@@ -243,7 +242,8 @@ class Response:
         self._item = self._part = None
         # A client may have deleted the item while it was being made.
         if self.plan.in_conversation and item.id in stage.conversation:
-            stage.emit("conversation.item.done", item=item.shown(), previous_item_id=stage.conversation.before(item.id))
+            before = stage.conversation.before(item.id)
+            stage.emit("conversation.item.done", previous_item_id=before, item=item.shown())
         stage.emit("response.output_item.done", response_id=self.id, output_index=0, item=item.shown())
 
     # -- the three kinds of output ---------------------------------------------------------

@@ -20,9 +20,6 @@ from types import TracebackType
 from typing import Any
 
 from . import raw
-from .wire import EchoEndpoint, Endpoint, Wire  # first: it explains a missing extra
-from websockets.datastructures import Headers  # isort: skip
-from websockets.http11 import Request, Response  # isort: skip
 from .endpoint import RealtimeEndpoint, RejectingEndpoint
 from .faults import NO_FAULTS, Event, Faults, Mangler
 from .net import Listener, LoopThread, Sockets, will_reset
@@ -31,6 +28,7 @@ from .relay import DelayRelay
 from .response import Pace
 from .session import Session
 from .tls import Certificate
+from .wire import EchoEndpoint, Endpoint, Headers, Request, Response, Wire
 
 __all__ = ["ClosedConnection", "ConnectionInfo", "RealtimeServer"]
 
@@ -283,7 +281,10 @@ class RealtimeServer:
             self._forget_socket(sock)
             sock.close()
         self._mute.clear()
-        await asyncio.sleep(0)
+        for _ in range(20):  # transports are closed a few rounds of the loop after they are told
+            if len(self._sockets) == 0:
+                break
+            await asyncio.sleep(0)
 
     def _open_sockets(self) -> int:
         return sum(1 for wire in self._wires.values() if not wire.lost)
@@ -344,11 +345,11 @@ class RealtimeServer:
 
     def expire(self, connection: int | ConnectionInfo | None = None) -> None:
         """Let sessions reach their maximum duration now: one, or all."""
-        self._each(connection, lambda entry: entry.realtime and entry.realtime.expire())
+        self._each(connection, _Open.expire)
 
     def emit(self, event: Event, connection: int | ConnectionInfo | None = None) -> None:
         """Send an event nobody asked for, to one or all."""
-        self._each(connection, lambda entry: entry.realtime and entry.realtime.emit(event))
+        self._each(connection, lambda entry: entry.emit(event))
 
     def inject(self, kind: str, connection: int | ConnectionInfo | None = None, **options: Any) -> None:
         """Do something below messages now: ``truncate``, ``reset``, ``stall``, ``oversize``, ``bad_utf8``."""
@@ -385,6 +386,7 @@ class RealtimeServer:
         faults = self._faults_of(index)
         if faults.reset == "accept":
             will_reset(sock)
+            self._pinned.pop(index, None)
             self._forget_socket(sock)
             sock.close()
         elif faults.mute == "accept":
@@ -515,6 +517,14 @@ class _Open:
         self.path = path
         self.model = model
         self.opened_at = time.time()
+
+    def expire(self) -> None:
+        if self.realtime is not None:
+            self.realtime.expire()
+
+    def emit(self, event: Event) -> None:
+        if self.realtime is not None:
+            self.realtime.emit(event)
 
     def info(self, relay: DelayRelay | None) -> ConnectionInfo:
         wire = self.wire

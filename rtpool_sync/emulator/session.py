@@ -34,14 +34,14 @@ _TOKEN_LIMIT = 400_000
 
 
 def _metadata(value: Any, param: str) -> dict[str, str]:
-    value = check.mapping(value, param)
-    if len(value) > 16:
+    pairs = check.mapping(value, param)
+    if len(pairs) > 16:
         raise Problem("invalid_value", f"Invalid '{param}': more than 16 pairs.", param)
-    for key, text in value.items():
+    for key, text in pairs.items():
         check.string(text, f"{param}.{key}")
         if len(key) > 64 or len(text) > 512:
             raise Problem("invalid_value", f"Invalid '{param}.{key}': too long.", f"{param}.{key}")
-    return value
+    return pairs
 
 
 _RESPONSE = check.fields(
@@ -104,7 +104,7 @@ class Session:
     def start(self, now: float) -> None:
         """Greet the client."""
         self._now = now
-        self.emit("session.created", session=self.settings.snapshot())
+        self.emit("session.created", session=self.settings.shown())
 
     def feed(self, text: str, now: float) -> None:
         """Take a text message from the client."""
@@ -188,8 +188,8 @@ class Session:
             heapq.heappush(self._timers, (self._now + delay, next(self._count), action))
 
     def _report_rate_limits(self) -> None:
-        limit = {"name": "tokens", "limit": _TOKEN_LIMIT, "remaining": self._tokens_left, "reset_seconds": 0.002}
-        self.emit("rate_limits.updated", rate_limits=[limit])
+        limit = {"name": "tokens", "limit": _TOKEN_LIMIT, "remaining": self._tokens_left}
+        self.emit("rate_limits.updated", rate_limits=[{**limit, "reset_seconds": 0.002}])
 
     def _dispatch(self, event: Mapping[str, Any]) -> None:
         check.required(event, ("type",))
@@ -197,7 +197,8 @@ class Session:
         entry = _HANDLERS.get(type_) if isinstance(type_, str) else None
         if entry is None:
             names = ", ".join(f"'{name}'" for name in _HANDLERS)
-            raise Problem("invalid_value", f"Invalid value: '{type_}'. Supported values are: {names}.", "type")
+            message = f"Invalid value: '{type_}'. Supported values are: {names}."
+            raise Problem("invalid_value", message, "type")
         handler, needed, optional = entry
         for key in event:
             if key not in needed and key not in optional and key not in ("type", "event_id"):
@@ -227,8 +228,7 @@ class Session:
             event["session"], voice_locked=self._voice_locked, responding=self._active() is not None
         )
         self._input.use_format(self._input_format)
-        self._idle_generation += 1  # a changed idle timeout counts from the next response
-        self.emit("session.updated", session=self.settings.snapshot())
+        self.emit("session.updated", session=self.settings.shown())
 
     # -- items ------------------------------------------------------------------------------
 
@@ -247,6 +247,14 @@ class Session:
                 f"Error adding item: the previous item with id '{after}' does not exist.",
                 "previous_item_id",
             )
+        if item.data["type"] == "function_call_output":
+            call_id = item.data["call_id"]
+            if not any(
+                other.data["type"] == "function_call" and other.data["call_id"] == call_id
+                for other in self.conversation.items()
+            ):
+                message = f"Tool call ID '{call_id}' not found in conversation."
+                raise Problem("invalid_tool_call_id", message)
         self._add_item(item, after)
 
     def _add_item(self, item: Item, after: str | None = None) -> None:
@@ -290,9 +298,8 @@ class Session:
         audio, format_ = item.audio[index]
         length = format_.milliseconds(len(audio))
         if end > length:
-            raise Problem(
-                "invalid_value", f"Audio content of {round(length)}ms is already shorter than {end}ms.", "audio_end_ms"
-            )
+            message = f"Audio content of {round(length)}ms is already shorter than {end}ms."
+            raise Problem("invalid_value", message, "audio_end_ms")
         item.audio[index] = (audio[: format_.size(end)], format_)
         # The text of what was not heard must not stay in the context: it all goes.
         item.data["content"][index]["transcript"] = ""
@@ -407,7 +414,10 @@ class Session:
         generation, since = self._idle_generation, self._input.end_ms
 
         def timeout() -> None:
-            if generation == self._idle_generation and self._active() is None:
+            # Asked again: the client may have turned it off meanwhile.
+            vad = self._turn_detection
+            wanted = vad is not None and vad.get("idle_timeout_ms")
+            if wanted and generation == self._idle_generation and self._active() is None:
                 self._caller_silent(since)
 
         self._later(playback + vad["idle_timeout_ms"] / 1000, timeout)
@@ -489,7 +499,10 @@ class Session:
 
     def _response_cancel(self, event: Mapping[str, Any]) -> None:
         wanted = event.get("response_id")
-        response = self._active() if wanted is None else self._responses.get(check.string(wanted, "response_id"))
+        if wanted is None:
+            response = self._active()
+        else:
+            response = self._responses.get(check.string(wanted, "response_id"))
         # One that was asked for but not yet created cannot be cancelled, and will be created.
         if response is None or not response.created:
             raise Problem("response_cancel_not_active", "Cancellation failed: no active response found")

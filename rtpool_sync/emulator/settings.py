@@ -9,7 +9,14 @@ from typing import Any
 from . import check
 from .problems import Problem
 
-__all__ = ["max_output_tokens", "SessionSettings", "audio_output", "tool_choice", "tools", "voice"]
+__all__ = [
+    "SessionSettings",
+    "audio_output",
+    "max_output_tokens",
+    "modalities",
+    "tool_choice",
+    "tools",
+]
 
 VOICES = ("alloy", "ash", "ballad", "coral", "echo", "sage", "shimmer", "verse", "marin", "cedar")
 PCM = {"type": "audio/pcm", "rate": 24000}
@@ -239,8 +246,13 @@ class SessionSettings:
             "expires_at": expires_at,
         }
 
+    def shown(self) -> dict[str, Any]:
+        """Return what events show. Updates replace the values below ``audio.input``: they can be shared."""
+        audio = {direction: dict(values) for direction, values in self.public["audio"].items()}
+        return {**self.public, "audio": audio}
+
     def snapshot(self) -> dict[str, Any]:
-        """Return a copy that later updates do not change."""
+        """Return a copy to do anything with."""
         return copy.deepcopy(self.public)
 
     @property
@@ -253,9 +265,8 @@ class SessionSettings:
         check.required(change, ("type",), "session")
         check.one_of("realtime", "transcription")(change["type"], "session.type")
         if change["type"] != self.kind:
-            raise Problem(
-                "invalid_value", f"Passing a {change['type']} session update to a {self.kind} session.", "session.type"
-            )
+            message = f"Passing a {change['type']} session update to a {self.kind} session."
+            raise Problem("invalid_value", message, "session.type")
         if self.kind == "transcription":
             change = _TRANSCRIPTION_SESSION(change, "session")
         else:
@@ -303,7 +314,8 @@ class SessionSettings:
             if key == "turn_detection" and value is not None:
                 current[key] = self._merged_vad(current[key], value)
             elif key == "transcription" and value is not None:
-                current[key] = {"model": None, "language": None, "prompt": None, **(current[key] or {}), **value}
+                known = current[key] or {"model": None, "language": None, "prompt": None}
+                current[key] = {**known, **value}
             elif key == "noise_reduction" and value is not None:
                 current[key] = {**(current[key] or {}), **value}
             else:

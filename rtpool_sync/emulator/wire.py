@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 try:
-    from websockets.exceptions import ConnectionClosed as _ConnectionClosed  # noqa: F401  (probe)
+    from websockets.datastructures import Headers
     from websockets.frames import Frame, Opcode
     from websockets.http11 import Request, Response
     from websockets.protocol import State
@@ -29,18 +30,20 @@ except ImportError as exc:
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    apply_mask: Callable[[bytes, bytes], bytes]
+    apply_mask: Callable[[bytes | bytearray, bytes | bytearray], bytes]
 else:
     try:
         from websockets.speedups import apply_mask
     except ImportError:  # pure-Python wheel
         from websockets.utils import apply_mask
 
-__all__ = ["Endpoint", "Host", "Wire", "frame"]
+__all__ = ["EchoEndpoint", "Endpoint", "Headers", "Host", "Request", "Response", "Wire", "frame"]
 
 _TEXT = 0x81
 _BINARY = 0x82
+_WHOLE = (_TEXT, _BINARY)
 _CLOSE_TIMEOUT = 5.0
+_log = logging.getLogger("rtpool_sync.emulator")
 
 
 def frame(first: int, payload: bytes) -> bytes:
@@ -104,7 +107,9 @@ class Wire(asyncio.Protocol):
         self.lost = False
         #: Who ended the connection, its close code and reason.
         self.ended: tuple[str, int, str] | None = None
-        self._protocol = ServerProtocol(max_size=host.max_message, select_subprotocol=_choose_subprotocol)
+        self._protocol = ServerProtocol(
+            max_size=host.max_message, select_subprotocol=_choose_subprotocol, logger=_log
+        )
         self._buffer = bytearray()
         self._fragments: list[bytes] = []
         self._fragments_first = 0
@@ -125,6 +130,7 @@ class Wire(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
+        self.transport.set_write_buffer_limits(high=1 << 20)
 
     def data_received(self, data: bytes) -> None:
         if self.endpoint is None:
@@ -139,9 +145,12 @@ class Wire(asyncio.Protocol):
             view = buffer
         position = 0
         size = len(view)
-        while size - position >= 6:
+        while size - position >= 2:
             first = view[position]
             second = view[position + 1]
+            if not second & 0x80:
+                self._feed(bytes(view[position:]))  # a client must mask: it fails the connection
+                return
             length = second & 0x7F
             start = position + 6
             if length == 126:
@@ -154,31 +163,24 @@ class Wire(asyncio.Protocol):
                     break
                 length = int.from_bytes(view[position + 2 : position + 10], "big")
                 start += 8
-            if (first == _TEXT or first == _BINARY) and second & 0x80 and not self._fragmented:
-                if length > self.host.max_message:
-                    self._feed(bytes(view[position:start]))  # answers with 1009
-                    return
-                end = start + length
-                if end > size:
-                    break
+            end = start + length
+            if length > self.host.max_message:
+                self._feed(bytes(view[position:]))  # too big: it fails the connection
+                return
+            if end > size:
+                break
+            if first in _WHOLE and not self._fragmented:
                 self.frames_in += 1
                 self.endpoint.message(first, apply_mask(view[start:end], view[start - 4 : start]))
             else:
-                # Everything unusual goes to websockets, one whole frame at a time.
-                if not second & 0x80 or (length > 125 and first & 0x08) or length > self.host.max_message:
-                    self._feed(bytes(view[position:]))  # malformed: it fails the connection
-                    return
-                end = start + length
-                if end > size:
-                    break
+                # Everything unusual goes to websockets, one frame at a time.
                 if not first & 0x08:
                     self._fragmented = not first & 0x80
                 self._feed(bytes(view[position:end]))
+                if self.transport.is_closing():
+                    buffer.clear()
+                    return
             position = end
-            if not self.open:
-                buffer.clear()
-                self.flush()
-                return
         if view is data:
             if position < size:
                 buffer += data[position:] if position else data
@@ -253,16 +255,18 @@ class Wire(asyncio.Protocol):
     def _settle(self) -> None:
         """Write what websockets wants written, and follow its state."""
         protocol = self._protocol
+        if protocol.state in (State.CLOSING, State.CLOSED) and self.ended is None:
+            sent = protocol.close_sent
+            self._end("server", sent.code if sent else 1006, sent.reason if sent else "")
         for data in protocol.data_to_send():
             if data:
                 self.write(data)
             else:
                 self.hang_up()
-        if protocol.state in (State.CLOSING, State.CLOSED) and self.ended is None:
-            sent = protocol.close_sent
-            self._end("server", sent.code if sent else 1006, sent.reason if sent else "")
 
-    def accept(self, endpoint: Endpoint, headers: Sequence[tuple[str, str]] = (), trickle: float = 0.0) -> None:
+    def accept(
+        self, endpoint: Endpoint, headers: Sequence[tuple[str, str]] = (), trickle: float = 0.0
+    ) -> None:
         """Answer the upgrade request with 101, or with what is wrong with it."""
         assert self.request is not None
         response = self._protocol.accept(self.request)
@@ -275,9 +279,7 @@ class Wire(asyncio.Protocol):
             self.hang_up()
             return
         if trickle > 0.0:
-            from .raw import trickle as trickle_
-
-            trickle_(self, data, trickle)
+            self._trickle(data, trickle)
         else:
             self._out.append(data)  # leaves together with the first event
         self.endpoint = endpoint
@@ -285,6 +287,17 @@ class Wire(asyncio.Protocol):
             self._ping_timer = self.loop.call_later(self.host.ping_interval, self._ping)
         endpoint.opened()
         self.flush()
+
+    def _trickle(self, data: bytes, interval: float, position: int = 0) -> None:
+        """Write ``data`` one byte every ``interval`` seconds; what is written meanwhile queues behind it."""
+        self.hold()
+        if self.lost:
+            return
+        if position < len(data):
+            self.write_past_hold(data[position : position + 1])
+            self.loop.call_later(interval, self._trickle, data, interval, position + 1)
+        else:
+            self.let_go()
 
     def refuse(self, response: Response) -> None:
         """Answer the upgrade request with another status than 101."""
@@ -314,11 +327,11 @@ class Wire(asyncio.Protocol):
         """Write bytes, whatever they are."""
         if self._held is not None:
             self._held.append(data)
-        elif not self.lost:
-            self.transport.write(data)
+        else:
+            self.write_past_hold(data)
 
     def write_past_hold(self, data: bytes) -> None:
-        if not self.lost:
+        if not self.transport.is_closing():
             self.transport.write(data)
 
     def hold(self) -> None:
@@ -345,7 +358,7 @@ class Wire(asyncio.Protocol):
 
     def _ping(self) -> None:
         self._ping_timer = None
-        if not self.open:
+        if not self.open or self._stalled:
             return
         self._protocol.send_ping(b"keepalive")
         self._settle()
@@ -373,10 +386,12 @@ class Wire(asyncio.Protocol):
             reason = reason[:-1]
         self._protocol.send_close(code, reason)
         self._settle()
-        self._close_timer = self.loop.call_later(_CLOSE_TIMEOUT, self.abort)
+        if not self._stalled:  # a frozen process does not do that either
+            self._close_timer = self.loop.call_later(_CLOSE_TIMEOUT, self.abort)
 
     def hang_up(self) -> None:
         """Close the TCP connection (FIN) once everything is written."""
+        self._end("server", 1006, "")
         if self._held is not None:
             self._hang_up_later = True
         elif not self.lost:
