@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"rtpool: {error}", file=sys.stderr)
         return 2
     except (ImportError, OSError, RtpoolError) as error:
-        # A missing extra says in its message how to install it.
+        if isinstance(error, ImportError) and "pip install" not in str(error):
+            raise  # a defect; a missing extra says how to install it
         print(f"rtpool: {error}", file=sys.stderr)
         return 1
 

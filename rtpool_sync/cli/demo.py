@@ -93,6 +93,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--calls", type=_positive, metavar="N", help="calls on each side (40; with --real 6)")
     parser.add_argument("--threads", type=_positive, metavar="N", help="callers at a time (8; with --real 3)")
     parser.add_argument(
+        "--connections", type=_positive, metavar="N", help="of the pool, at most (as many as threads)"
+    )
+    parser.add_argument(
         "--latency",
         type=float,
         default=60.0,
@@ -119,7 +122,8 @@ def run(options: argparse.Namespace) -> int:
     calls = options.calls or (6 if options.real else 40)
     threads = min(calls, options.threads or (3 if options.real else 8))
     messages = _speech()
-    with _real(threads) if options.real else _embedded(threads, options.latency / 1000) as target:
+    size = options.connections or threads
+    with _real(size) if options.real else _embedded(size, options.latency / 1000) as target:
         print(f"{calls} spoken calls through {threads} threads, by hand and then with the pool.", flush=True)
         by_hand = _by_hand(target, messages, calls, threads)
         pooled = _with_pool(target, messages, calls, threads)
@@ -137,28 +141,28 @@ def run(options: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _embedded(threads: int, latency: float) -> Iterator[Target]:
+def _embedded(size: int, latency: float) -> Iterator[Target]:
     from ..emulator import RealtimeServer
 
     with RealtimeServer(tls=True, latency=latency) as server:
         print(f"Embedded Realtime server at {server.url}, TLS, {latency * 1000:.0f} ms round trip.")
         # Not from the environment: a demo is the same for everybody.
         config = PoolConfig(
-            url=server.url,
+            base_url=server.base_url,
             api_key="demo",
             ca_file=server.ca_file,
             session=SESSION,
-            max_connections=threads,
-            min_idle=threads,
+            max_connections=size,
+            min_idle=size,
         )
         yield Target(config, lambda: server.opened_total)
 
 
 @contextmanager
-def _real(threads: int) -> Iterator[Target]:
+def _real(size: int) -> Iterator[Target]:
     from ..settings import load
 
-    config = load(session=SESSION, max_connections=threads, min_idle=threads)
+    config = load(session=SESSION, max_connections=size, min_idle=size)
     print(
         f"The real API, model {config.model}. This costs money: each call sends and is answered with speech."
     )
@@ -212,7 +216,9 @@ def _with_pool(target: Target, messages: list[str], calls: int, threads: int) ->
         start = time.perf_counter()
         pool.open(wait=True)
         took = time.perf_counter() - start
-        print(f"The pool opened {threads} connections in advance, in {took:.2f} s.", flush=True)
+        print(
+            f"The pool opened {target.config.min_idle} connections in advance, in {took:.2f} s.", flush=True
+        )
 
         def one(index: int) -> Call:
             start = time.perf_counter()

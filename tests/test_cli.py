@@ -1,0 +1,318 @@
+"""The command `rtpool`: what it prints, where, and with which exit code."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import wave
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rtpool_sync
+from rtpool_sync.cli import COMMANDS, _report, demo, main
+
+KEY = "sk-secret-of-the-tests-123456"
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No settings but those of the test, and a directory of its own for what is written."""
+    for name in list(os.environ):
+        if name.startswith(("OPENAI_", "WEBSOCKET_", "RTPOOL_", "REALTIME_")):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# -- the command itself
+
+
+def test_help_lists_every_command_and_imports_none(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["--help"])
+    assert exit.value.code == 0
+    shown = capsys.readouterr().out
+    for name, summary in COMMANDS.items():
+        assert name in shown
+        assert summary.split()[0] in shown
+    program = (
+        "import sys\nfrom rtpool_sync.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "print([m for m in ('rich', 'websockets', 'dynaconf', 'rtpool_sync.cli.demo') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main([name, "--help"])
+    assert exit.value.code == 0
+    assert f"rtpool {name}" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["--version"])
+    assert exit.value.code == 0
+    assert capsys.readouterr().out == f"rtpool_sync {rtpool_sync.__version__}\n"
+
+
+def test_no_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "usage: rtpool" in capsys.readouterr().out
+
+
+def test_as_a_module() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "rtpool_sync", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"rtpool_sync {rtpool_sync.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "shown"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (rtpool_sync.ConfigError("no key"), 2, "no key"),
+        (rtpool_sync.PoolTimeout("too long"), 1, "too long"),
+        (ImportError("pip install 'rtpool-sync[emulator]'"), 1, "rtpool-sync[emulator]"),
+        (OSError("address in use"), 1, "address in use"),
+    ],
+)
+def test_errors_become_a_line_and_an_exit_code(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+    shown: str,
+) -> None:
+    def fail(options: Any) -> int:
+        raise error
+
+    monkeypatch.setattr(demo, "run", fail)
+    assert main(["demo"]) == code
+    assert shown in capsys.readouterr().err
+
+
+def test_a_reader_that_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {**os.environ, "OPENAI_API_KEY": KEY}
+    program = "import sys, rtpool_sync.cli as cli; sys.exit(cli.main(['config', '--json']))"
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-c", program], stdout=writing, stderr=subprocess.PIPE, env=environment, check=False
+    )
+    os.close(writing)
+    assert (done.stderr, done.returncode) == (b"", 1)
+
+
+# -- config
+
+
+def test_config_shows_values_sources_and_no_secret(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], elsewhere: Path
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("WEBSOCKET_MAX_CONNECTIONS", "7")
+    (elsewhere / "settings.toml").write_text("websocket_min_idle = 3\n")
+    assert main(["config", "--json"]) == 0
+    out = capsys.readouterr().out
+    assert KEY not in out
+    rows = {row["name"]: row for row in json.loads(out)}
+    assert rows["max_connections"]["value"] == "7"
+    assert "WEBSOCKET_MAX_CONNECTIONS" in rows["max_connections"]["source"]
+    assert rows["min_idle"]["value"] == "3"
+    assert "settings.toml" in rows["min_idle"]["source"]
+    assert rows["max_waiting"]["source"] == "default"
+    assert "***" in rows["api_key"]["value"]
+
+    assert main(["config"]) == 0
+    out = capsys.readouterr().out
+    assert KEY not in out
+    assert "wss://api.openai.com/v1/realtime" in out
+    line = next(line for line in out.splitlines() if line.split()[:1] == ["max_connections"])
+    assert line.split()[1] == "7"
+
+
+def test_config_reports_every_fault(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WEBSOCKET_MAX_CONNECTIONS", "many")
+    monkeypatch.setenv("WEBSOCKET_PING_TIMEOUT", "-1")
+    assert main(["config"]) == 2
+    err = capsys.readouterr().err
+    assert "WEBSOCKET_MAX_CONNECTIONS" in err
+    assert "WEBSOCKET_PING_TIMEOUT" in err
+
+
+# -- demo
+
+
+def test_demo(capsys: pytest.CaptureFixture[str], elsewhere: Path) -> None:
+    (elsewhere / "demo-output").mkdir()
+    (elsewhere / "demo-output" / "reply-99.wav").write_bytes(b"of an earlier run")
+    assert main(["demo", "--calls", "8", "--threads", "2", "--latency", "20"]) == 0
+    out = capsys.readouterr().out
+    assert "\r" not in out
+    assert "\x1b" not in out
+    assert "8/8" in out
+    rows = {
+        line.strip().split("  ")[0]: line.split("  ") for line in out.splitlines() if line.startswith("  ")
+    }
+    opened = [cell.strip() for cell in rows["connections opened"] if cell.strip()]
+    assert opened == ["connections opened", "8", "2", "4.0 x"]
+    assert any("p95" in title for title in rows)
+    replies = sorted((elsewhere / "demo-output").glob("*.wav"))
+    assert [reply.name for reply in replies] == [f"reply-{number:02}.wav" for number in range(1, 9)]
+    for reply in replies:
+        with wave.open(str(reply)) as wav:
+            assert (wav.getframerate(), wav.getnchannels(), wav.getsampwidth()) == (24000, 1, 2)
+            assert wav.getnframes() > 24000  # it is the question, spoken back
+    assert "demo-output/reply-*.wav" in out
+
+
+def test_demo_calls_are_the_same_on_both_sides_and_failures_count(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "_speech", lambda: [json.dumps({"type": "input_audio_buffer.commit"})])
+    assert main(["demo", "--calls", "2", "--threads", "1", "--latency", "0"]) == 1
+    shown = capsys.readouterr()
+    assert "failed 4 times: CallFailed: the server says:" in shown.err
+    assert "calls that failed" in shown.out
+
+
+def test_demo_real_without_a_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--real"]) == 2
+    shown = capsys.readouterr()
+    assert "OPENAI_API_KEY" in shown.err
+    assert shown.out == ""
+
+
+def test_demo_real_is_the_same_demo_with_the_users_settings(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rtpool_sync.emulator import RealtimeServer
+
+    with RealtimeServer() as server:
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        assert main(["demo", "--real", "--calls", "3", "--threads", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "costs money" in out
+    opened = next(line for line in out.splitlines() if "connections opened" in line)
+    assert opened.split()[-3:] == ["1", "3.0", "x"]
+    assert KEY not in out
+
+
+@pytest.mark.parametrize("calls", ["0", "-1", "x"])
+def test_demo_refuses_nonsense(calls: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["demo", "--calls", calls])
+    assert exit.value.code == 2
+
+
+@contextmanager
+def rtpool(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """The command as a process of its own, gone at the end of the block."""
+    with subprocess.Popen(
+        [sys.executable, "-u", "-m", "rtpool_sync", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_demo_interrupted() -> None:
+    with rtpool("demo", "--calls", "400", "--threads", "2") as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if "spoken calls" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert err.strip() == "interrupted"
+
+
+# -- emulator
+
+
+def test_emulator_serves_until_it_is_told_to_stop() -> None:
+    with rtpool("emulator", "--port", "0", "--tls", "--key", "let-me-in") as process:
+        assert process.stdout is not None
+        said = [process.stdout.readline() for _ in range(3)]
+        exports = dict(word.split("=", 1) for line in said for word in line.split() if "=" in word)
+        with rtpool_sync.RealtimePool(
+            base_url=exports["OPENAI_BASE_URL"], ca_file=exports["WEBSOCKET_CA_FILE"], api_key="let-me-in"
+        ) as pool:
+            with pool.connection() as connection:
+                assert connection.session_id
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (0, "")
+    assert out == "1 connections were opened, at most 1 at a time.\n"
+
+
+# -- how it is shown
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("rich", [True, False])
+def test_a_terminal(monkeypatch: pytest.MonkeyPatch, rich: bool) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    if not rich:
+        for name in ("rich", "rich.progress", "rich.table", "rich.console", "rich.text"):
+            monkeypatch.setitem(sys.modules, name, None)
+    with _report.progress("calling", 2) as shown:
+        shown.step("first event after 1000 ms")
+        shown.step("well")
+    _report.table(("", "by hand"), [("figures [1]", "512 ms")])
+    text = terminal.getvalue()
+    for part in ("calling", "2/2", "well", "figures [1]", "512 ms"):
+        assert part in text
+    if not rich:
+        assert text.count("\r") == 3
+        last = text.split("\r")[-1].splitlines()[0]
+        assert last == "calling  2/2  well".ljust(len("calling  1/2  first event after 1000 ms"))
+
+
+def test_percentiles() -> None:
+    phase = demo.Phase(calls=[demo.Call(whole=float(number)) for number in range(1, 21)])
+    phase.calls.append(demo.Call(error="no answer"))
+    assert phase.percentile(50, lambda call: call.whole) == 10
+    assert phase.percentile(95, lambda call: call.whole) == 19
+    assert demo.Phase().percentile(50, lambda call: call.whole) is None
+
+
+def test_a_table_without_a_single_success(capsys: pytest.CaptureFixture[str]) -> None:
+    failed = demo.Phase(calls=[demo.Call(error="refused")])
+    demo._show(failed, failed)
+    out = capsys.readouterr().out
+    assert out.count(" - ") >= 3
+    assert demo._so_far(failed) == ", 1 failed"
+
+
+def test_the_server_ends_a_call_badly() -> None:
+    events = iter([{"type": "response.done", "response": {"status": "failed", "status_details": "why"}}])
+    with pytest.raises(demo.CallFailed, match="failed: why"):
+        demo._talk([], lambda message: None, lambda: next(events), 0.0)
