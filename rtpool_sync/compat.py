@@ -83,8 +83,9 @@ class RealtimeConnection:
             self._connection.invalidate("marked unhealthy by the application")
 
     def close(self) -> None:
-        """End the use of this connection and do not use it for anybody else."""
-        self._connection.invalidate("closed by the application")
+        """End the use of this connection and do not use it for anybody else. Closing twice is harmless."""
+        if not self._connection.closed:
+            self._connection.invalidate("closed by the application")
         self._pool.release(self._connection)
 
 

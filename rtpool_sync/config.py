@@ -254,7 +254,7 @@ class PoolConfig:
     )
 
     def __init__(self, **values: Unpack[PoolOptions]) -> None:
-        problems = self._fill(values, {}, ())
+        problems = self._fill(values, {}, (), ())
         if problems:
             # Error reporters print the variables of every frame: leave no value behind in this one.
             values.clear()  # type: ignore[attr-defined]
@@ -266,6 +266,7 @@ class PoolConfig:
         values: Mapping[str, Any],
         sources: Mapping[str, str] | None = None,
         ambient: Collection[str] = (),
+        secrets: Collection[str] = (),
     ) -> tuple[PoolConfig | None, list[str]]:
         """Make a config of ``values``, or say what is wrong with them, without raising.
 
@@ -273,21 +274,26 @@ class PoolConfig:
             values: Field → value, as the constructor takes them.
             sources: Field → where its value comes from, to begin a message with; default: the field's name.
             ambient: Fields set by the surroundings, not for this pool (see :attr:`ambient`).
+            secrets: Plain texts to mask in the messages, besides the secrets among ``values``.
 
         Returns:
             The config, or ``None``; and one line per fault, no secret in any.
         """
         config = cls.__new__(cls)
-        problems = config._fill(values, sources or {}, ambient)
+        problems = config._fill(values, sources or {}, ambient, secrets)
         return (None if problems else config), problems
 
     def _fill(
-        self, values: Mapping[str, Any], sources: Mapping[str, str], ambient: Collection[str]
+        self,
+        values: Mapping[str, Any],
+        sources: Mapping[str, str],
+        ambient: Collection[str],
+        secrets: Collection[str],
     ) -> list[str]:
         def where(name: str) -> str:
             return sources.get(name, name)
 
-        secrets = _plain_secrets(values)
+        secrets = [*secrets, *plain_secrets(values)]
         problems = [unknown_field(name, sources.get(name)) for name in values if name not in SETTINGS]
         good: dict[str, Any] = {}
         for name, setting in SETTINGS.items():
@@ -538,18 +544,16 @@ def _from(sources: Mapping[str, str], name: str) -> str:
 # -- secrets ------------------------------------------------------------------
 
 
-def _plain_secrets(values: Mapping[str, Any]) -> list[str]:
-    """The secrets among ``values`` in plain text, to be masked should they be in another value as well."""
-    headers = values.get("headers")
-    found = [values.get("api_key"), *(headers.values() if isinstance(headers, Mapping) else ())]
+def plain_secrets(*sources: Mapping[str, Any]) -> list[str]:
+    """The secrets among raw values in plain text, to be masked should another value hold them as well."""
+    found: list[Any] = []
+    for values in sources:
+        found.append(values.get("api_key"))
+        if isinstance(values.get("headers"), Mapping):
+            found.extend(values["headers"].values())
+    plain = [str.__str__(text).strip() for text in found if isinstance(text, str)]
     # Masking very short ones would garble the messages and hide nothing.
-    return [
-        plain
-        for text in found
-        if isinstance(text, str)
-        for plain in [str.__str__(text).strip()]
-        if len(plain) > 5
-    ]
+    return [text for text in plain if len(text) > 5]
 
 
 def hide_secrets(values: dict[str, Any]) -> None:

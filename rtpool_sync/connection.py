@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import enum
 import json
-import threading
 import time
+import typing
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .errors import ConnectionLost, ConnectionReturned, PoolTimeout, RecvTimeout, SessionExpired
-from .protocols.base import SessionProtocol
+from .protocols.base import Protocol, SessionProtocol
 from .transport.frames import BINARY, TEXT
 
 if TYPE_CHECKING:
+    from .ledger import Ledger
     from .transport import Transport
     from .view import WebSocketView
 
-__all__ = ["PooledConnection", "RealtimeConnection", "State"]
+__all__ = ["Claim", "Lender", "PooledConnection", "RealtimeConnection", "State"]
 
 monotonic = time.monotonic
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
@@ -48,13 +49,14 @@ class PooledConnection:
         "close_by",
         "close_reason",
         "due",
-        "epoch",
+        "failures_before",
         "generation",
         "id",
         "idle_since",
         "last_error",
-        "lease",
         "leak_reported",
+        "lease",
+        "ledger",
         "next_ping_at",
         "opened_at",
         "ping_sent",
@@ -71,13 +73,15 @@ class PooledConnection:
         "watched",
     )
 
-    def __init__(self, id: int, protocol: SessionProtocol, *, generation: int, epoch: int, now: float) -> None:
+    def __init__(
+        self, id: int, ledger: Ledger, protocol: SessionProtocol, kind: Protocol, generation: int, now: float
+    ) -> None:
         self.id = id
+        self.ledger = ledger
         self.protocol = protocol
-        self.transparent = False
-        self.text_only = False
+        self.transparent = kind.transparent
+        self.text_only = kind.text_only
         self.generation = generation
-        self.epoch = epoch  # of the process and of open(): a handle of another epoch returns nothing
         self.state = State.CONNECTING
         self.transport: Transport | None = None
         self.lease = 0  # number of the current or last checkout
@@ -86,6 +90,7 @@ class PooledConnection:
         self.usable_until, self.usable_why = 0.0, "age"
         self.close_reason: str | None = None  # set: to be closed as soon as nobody uses it
         self.last_error = ""
+        self.failures_before = 0  # attempts that had failed in a row when this one succeeded
         self.borrower_stack: str | None = None
         self.leak_reported = False
         # The reaper's own, not guarded:
@@ -100,28 +105,38 @@ class PooledConnection:
         return f"<PooledConnection #{self.id} {self.state.value}, {self.session_count} sessions>"
 
 
-class _Lender(Protocol):
+class Lender(typing.Protocol):
     """What a handle needs of its pool."""
 
     name: str
 
-    def _give_back(self, handle: RealtimeConnection) -> None: ...
-    def _orphaned(self, handle: RealtimeConnection) -> None: ...
+    def _dropped(self, handle: RealtimeConnection) -> None: ...
     def _park_at_exit(self) -> None: ...
 
 
-class RealtimeConnection:
+class Claim:
+    """The right to give a connection back: a handle's, or what is left of one that was dropped."""
+
+    __slots__ = ("_lease", "_member", "id")
+
+    def __init__(self, handle: Claim) -> None:
+        self._member: PooledConnection | None = handle._member
+        self._lease: int = handle._lease
+        self.id: int = handle.id
+
+
+class RealtimeConnection(Claim):
     """A live session, lent by a pool. Made by ``pool.connection()`` and ``pool.acquire()``.
 
     One thread may :meth:`send` while another receives. After the connection has
     been returned every use raises :class:`ConnectionReturned`.
     """
 
-    __slots__ = ("__weakref__", "_lease", "_member", "_pool", "_sent", "_stall_timeout", "_transport", "_view", "id")
+    __slots__ = ("__weakref__", "_pool", "_sent", "_stall_timeout", "_transport", "_view")
 
-    def __init__(self, pool: _Lender, member: PooledConnection, lease: int, stall_timeout: float) -> None:
+    def __init__(self, pool: Lender, member: PooledConnection, lease: int, stall_timeout: float) -> None:
         self._pool = pool
-        self._member: PooledConnection | None = member
+        self._member = member
         self._transport = member.transport
         self._lease = lease
         self._stall_timeout = stall_timeout
@@ -141,7 +156,7 @@ class RealtimeConnection:
         # between two bytecodes. Nothing may block here, so the reaper takes it back.
         member = getattr(self, "_member", None)
         if member is not None and member.lease is self._lease:
-            self._pool._orphaned(self)
+            self._pool._dropped(self)
 
     def __repr__(self) -> str:
         member = self._member
@@ -188,7 +203,7 @@ class RealtimeConnection:
         if not member.transparent:
             if transport.owner is not self._lease:
                 self._borrowed()
-            member.protocol.sent(event)  # type: ignore[arg-type]
+            member.protocol.sent(event)
         self._sent = True
         try:
             transport.send(payload, opcode, self._stall_timeout, self._lease)
@@ -197,7 +212,9 @@ class RealtimeConnection:
             lost = self._explain(error)
         except TimeoutError:
             lost = ConnectionLost(
-                f"the peer has not taken a byte for {self._stall_timeout:g} s", reason="send stalled", sent=True
+                f"the peer has not taken a byte for {self._stall_timeout:g} s",
+                reason="send stalled",
+                sent=True,
             )
             transport.lose("send stalled")
         self._raise(lost)
@@ -397,8 +414,3 @@ def _decode_object(text: str | bytes) -> Any:
         except ValueError:
             pass
     return text
-
-
-def current_thread_is_daemon() -> bool:
-    """Whether the interpreter will not wait for the calling thread when it exits."""
-    return threading.current_thread().daemon

@@ -55,7 +55,8 @@ class Connectors:
             self._unclaimed += 1
             more = self._unclaimed > self._waiting and len(self._threads) < MAX_DIALING
             if more:
-                thread = threading.Thread(target=self._run, name=f"rtpool-{self._name}-connector", daemon=True)
+                name = f"rtpool-{self._name}-connector"
+                thread = threading.Thread(target=self._run, name=name, daemon=True)
                 self._threads.add(thread)
         self._jobs.put(member)
         if more:

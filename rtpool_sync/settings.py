@@ -33,6 +33,7 @@ from .config import (
     Setting,
     config_error,
     hide_secrets,
+    plain_secrets,
     unknown_field,
 )
 from .errors import ConfigError
@@ -164,7 +165,9 @@ def _resolve(
             record.pop("url", None)
 
     ambient = {key for key, level in rank.items() if not layers[level].specific}
-    config, faults = PoolConfig.check(values, sources, ambient)
+    config, faults = PoolConfig.check(
+        values, sources, ambient, plain_secrets(*(layer.values for layer in layers))
+    )
     if config is None or problems:
         return config_error(problems + faults)
     if config.model in RETIRED_MODELS:
@@ -302,10 +305,10 @@ def _table_of(tables: Any, name: str, where: str, problems: list[str]) -> Iterab
     if not isinstance(table, Mapping):
         problems.append(f"{where} {name}: must be a table of settings")
         return
-    for key, value in table.items():
+    for key in table:
         field_name = str(key).lower()
         if field_name in SETTINGS:
-            yield str(key), SETTINGS[field_name], value
+            yield str(key), SETTINGS[field_name], table[key]
         elif not field_name.startswith("dynaconf_"):
             problems.append(unknown_field(key, f"{where} {name}"))
 
@@ -351,13 +354,14 @@ class _Merged:
 def _without_boxes(value: Any) -> Any:
     """A value of dynaconf as plain dicts and lists, without its instructions."""
     if isinstance(value, Mapping):
+        # By key: items() of a box gives "@format …" unevaluated.
         return {
-            key: _without_boxes(item)
-            for key, item in value.items()
+            key: _without_boxes(value[key])
+            for key in value
             if key not in ("dynaconf_merge", "dynaconf_merge_unique")
         }
     if isinstance(value, (list, tuple)):
-        return [_without_boxes(item) for item in value]
+        return [_without_boxes(value[index]) for index in range(len(value))]
     return value
 
 

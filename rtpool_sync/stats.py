@@ -175,6 +175,26 @@ class HealthReport:
     total_connections: int
     max_connections: int
 
+    @classmethod
+    def of(cls, stats: PoolStats, closed: bool, failures: int, error: object) -> HealthReport:
+        """Judge. ``failures`` counts the attempts to connect that failed in a row, ``error`` is the last."""
+        live = stats.idle + stats.active_sessions + stats.resetting
+        if closed:
+            status, message = "unhealthy", "the pool is closed"
+        elif failures and not live:
+            status, message = "unhealthy", f"no live connection, {failures} failed attempts: {error}"
+        elif failures:
+            status, message = "degraded", f"connecting fails ({failures} attempts): {error}"
+        elif stats.healthy_connections < live:
+            status = "degraded"
+            message = f"{live - stats.healthy_connections} of {live} connections show no sign of life"
+        elif stats.waiting and stats.active_sessions >= stats.max_connections:
+            status = "degraded"
+            message = f"all {stats.max_connections} connections are in use, {stats.waiting} callers wait"
+        else:
+            status, message = "healthy", "the pool works"
+        return cls(status, message, stats.healthy_connections, stats.total_connections, stats.max_connections)
+
     def as_dict(self) -> dict[str, Any]:
         return {
             "status": self.status,

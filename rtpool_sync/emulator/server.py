@@ -464,9 +464,7 @@ class RealtimeServer:
         if not key or (self.api_keys is not None and key not in self.api_keys):
             return reject("invalid_api_key", "Incorrect API key provided.", 3000)
         if "realtime=v1" in request.headers.get("OpenAI-Beta", ""):
-            message = (
-                "The Realtime Beta API is no longer supported. Please use /v1/realtime for the GA API."
-            )
+            message = "The Realtime Beta API is no longer supported. Please use /v1/realtime for the GA API."
             return reject("beta_api_shape_disabled", message, 4000)
         if intent != "transcription":
             if not model:

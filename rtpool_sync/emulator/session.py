@@ -32,7 +32,6 @@ MAX_APPEND = 15 * 1024 * 1024
 _TOKEN_LIMIT = 400_000
 
 
-
 def _metadata(value: Any, param: str) -> dict[str, str]:
     pairs = check.mapping(value, param)
     if len(pairs) > 16:
@@ -358,9 +357,7 @@ class Session:
 
     def _commit(self, item_id: str, audio: bytes) -> None:
         format_ = self._input_format
-        self.emit(
-            "input_audio_buffer.committed", previous_item_id=self.conversation.last_id, item_id=item_id
-        )
+        self.emit("input_audio_buffer.committed", previous_item_id=self.conversation.last_id, item_id=item_id)
         item = Item(
             {
                 "id": item_id,

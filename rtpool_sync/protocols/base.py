@@ -140,6 +140,8 @@ class Protocol(abc.ABC):
     needs_key: ClassVar[bool] = False
     #: Whether the pool may skip everything below: no task, nothing to follow.
     transparent: ClassVar[bool] = False
+    #: Whether every message is text: bytes given to send() are then sent as text.
+    text_only: ClassVar[bool] = False
 
     @abc.abstractmethod
     def follow(

@@ -362,6 +362,12 @@ class Transport(websocket.WebSocket):
             self._inbox_bytes = 0
         return messages
 
+    def keep(self, message: str | bytes) -> None:
+        """Keep a message, already taken, for the next :meth:`recv`."""
+        with self.readlock:
+            self._inbox.append(message)
+            self._inbox_bytes += len(message)
+
     # -- sending
 
     def send(

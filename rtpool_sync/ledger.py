@@ -1,0 +1,370 @@
+"""The ledger: who has which connection, and who is in line for one.
+
+One lock, held for bookkeeping only; one function per passage of a connection
+from one owner to another. A ledger belongs to one process and to one opening
+of its pool: a forked child and a pool that is opened again begin a new one, so
+nothing of the old can be mistaken for the new.
+
+What borrowers' threads do here is written so that an exception that strikes
+between two bytecodes (KeyboardInterrupt, a greenlet's timeout) leaves the state
+whole: what changes together is assigned by statements with no call between
+them, because the interpreter delivers such exceptions at calls and loops. What
+is lost even so, a handle that never reached its ``with``, is found by its
+finalizer and taken back by the reaper.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from bisect import insort
+from collections import OrderedDict, deque
+from collections.abc import Callable
+
+from .config import PoolConfig
+from .connection import Claim, Lender, PooledConnection, RealtimeConnection, State
+from .connector import MAX_DIALING
+from .errors import ConnectError, PoolClosed, PoolExhausted, PoolTimeout
+from .policy import Backoff, wanted
+from .protocols.base import Protocol
+from .stats import Counters, PoolStats
+
+__all__ = ["Ledger", "Waiter", "again"]
+
+
+class Waiter:
+    """A caller in line. Guarded by the ledger's lock; only ``gate`` is used outside it.
+
+    Whoever serves it sets ``handle`` or ``error`` and then opens the gate. A
+    plain lock is the gate: it is the cheapest thing that can be waited for.
+    """
+
+    __slots__ = ("error", "gate", "handle", "lender", "since")
+
+    def __init__(self, lender: Lender, since: float) -> None:
+        self.gate = threading.Lock()
+        self.gate.acquire()
+        self.lender = lender
+        self.since = since
+        self.handle: RealtimeConnection | None = None
+        self.error: Exception | None = None
+
+
+class Ledger:
+    """The state of one pool in one process. Methods want the lock held unless they say otherwise."""
+
+    def __init__(self, name: str, config: PoolConfig, protocol: Protocol, counters: Counters) -> None:
+        self.name = name
+        self.pid = os.getpid()
+        self.protocol = protocol
+        self.lock = threading.Lock()  # guards everything below, and every PooledConnection's fields
+        self.config = config
+        self.counters = counters
+        self.members: set[PooledConnection] = set()  # all that are not GONE: this is what capacity counts
+        self.idle: list[PooledConnection] = []  # ready to lend, most recently used last
+        self.waiters: OrderedDict[Waiter, None] = OrderedDict()  # first come first served
+        self.inbox: deque[PooledConnection] = deque()  # for the reaper to look at
+        self.dropped: deque[Claim] = deque()  # of lost handles; appended to without the lock
+        self.generation = 0  # raised by drain(): older connections are retired
+        self.backoff = Backoff()
+        self.last_error: ConnectError | None = None
+        self.errors_seen = 0  # connect errors so far, to tell a new one from an old one
+        self.prewarm = 0  # connections that wait() asks for
+        self.closed = False
+        self.kill = False  # close()'s deadline has passed: connections in use are closed too
+        self.exiting = False  # the interpreter exits: daemon threads are left asleep
+        self.progress = threading.Condition(self.lock)  # notified when a connection became ready or failed
+        self._next_id = 1
+
+    # -- lending
+
+    def lend(self, member: PooledConnection, now: float, lender: Lender) -> RealtimeConnection:
+        """Pass a ready connection to a borrower: the one place where that happens."""
+        lease = member.lease + 1
+        handle = RealtimeConnection(lender, member, lease, self.config.ping_timeout)
+        idle, transport, counters = self.idle, member.transport, self.counters
+        assert transport is not None
+        # From here to the end there is no call: see the module's docstring.
+        if idle and idle[-1] is member:
+            del idle[-1]
+        member.state = State.IN_USE
+        member.busy_since = now
+        member.session_count += 1
+        member.lease = lease
+        transport.owner = lease
+        counters.checkouts_ok += 1
+        return handle
+
+    def take_idle(self, now: float, lender: Lender) -> RealtimeConnection | None:
+        """Lend the most recently used connection that is fit; the unfit are left to the reaper."""
+        idle = self.idle
+        while idle and not self.closed:
+            member = idle[-1]
+            if self.retire_reason(member, now) is None:
+                return self.lend(member, now, lender)
+            del idle[-1]
+            self.inbox.append(member)
+        return None
+
+    def join_line(self, lender: Lender, since: float, end: float) -> Waiter:
+        """Queue a waiter, or raise why waiting is no use."""
+        failed = self.counters.checkouts_failed
+        if self.closed:
+            failed["closed"] += 1
+            raise PoolClosed(f"pool {self.name!r} is closed")
+        limit = self.config.max_waiting
+        if limit and len(self.waiters) >= limit:
+            failed["exhausted"] += 1
+            raise PoolExhausted(f"{limit} callers are waiting already {self.numbers()}")
+        error = self.last_error
+        if error is not None and error.permanent and self.backoff.retry_at > end:
+            failed["error"] += 1
+            raise again(error)  # no other attempt will be made before the caller's deadline
+        waiter = Waiter(lender, since)
+        self.waiters[waiter] = None
+        return waiter
+
+    def _serve_first(self, member: PooledConnection, now: float) -> None:
+        """Give a ready connection straight to the first in line."""
+        waiter = next(iter(self.waiters))
+        handle = self.lend(member, now, waiter.lender)
+        waiter.handle = handle
+        del self.waiters[waiter]
+        waiter.gate.release()
+        self.counters.checkout_wait.observe(now - waiter.since)
+
+    def fail_line(self, error: Callable[[], Exception], outcome: str) -> None:
+        """Send everybody in line away, each with an exception of their own."""
+        while self.waiters:
+            waiter = next(iter(self.waiters))
+            waiter.error = error()
+            del self.waiters[waiter]
+            waiter.gate.release()
+            self.counters.checkouts_failed[outcome] += 1
+
+    # -- taking back
+
+    def give_back(self, claim: Claim, now: float, proved_at: float | None) -> bool:
+        """Take a connection back from its borrower; return whether the reaper has to look at it.
+
+        Args:
+            proved_at: When its socket was last known to be open and quiet; None
+                when it was not looked at, or has to be reset.
+        """
+        member = claim._member
+        if member is None or member.lease is not claim._lease or member.state is not State.IN_USE:
+            claim._member = None  # somebody was faster: another thread, or close() after its deadline
+            return False
+        transport, idle, inbox = member.transport, self.idle, self.inbox
+        assert transport is not None
+        transport.owner = None  # from here on every call through the handle fails
+        self.counters.session_duration.observe(now - member.busy_since)
+        fit = proved_at is not None and transport.is_clean and not member.leak_reported
+        if fit and self.retire_reason(member, now) is None:
+            member.idle_since = now
+            member.proved_at = proved_at  # type: ignore[assignment]  # fit implies it
+            if self.waiters:
+                self._serve_first(member, now)
+            else:
+                member.state = State.IDLE
+                idle += [member]
+            claim._member = None
+            return False
+        member.state = State.RESETTING
+        inbox.append(member)
+        claim._member = None
+        return True
+
+    def take_back_unseen(self, handle: RealtimeConnection) -> None:
+        """Undo a loan whose socket turned out to have something to say: the reaper looks at it."""
+        member = handle._member
+        assert member is not None
+        assert member.transport is not None
+        member.transport.owner = None
+        member.session_count -= 1
+        self.counters.checkouts_ok -= 1
+        member.state = State.IDLE
+        self.inbox.append(member)
+        handle._member = None
+
+    def offer(self, member: PooledConnection, now: float) -> None:
+        """Pass a connection that is ready to the first in line, or to the idle ones."""
+        if self.waiters:
+            self._serve_first(member, now)
+        else:
+            member.state = State.IDLE
+            # Where its last use puts it: a health check does not make it recently used.
+            insort(self.idle, member, key=lambda m: m.idle_since)
+        self.progress.notify_all()
+
+    def retire_reason(self, member: PooledConnection, now: float) -> str | None:
+        """Why a connection must not be lent again; None while it may."""
+        if member.close_reason is not None:
+            return member.close_reason
+        if self.closed:
+            return "shutdown"
+        if member.generation != self.generation:
+            return "drained"
+        if now >= member.usable_until:
+            return member.usable_why
+        if member.session_count >= self.config.max_sessions_per_connection:
+            return "sessions"
+        return None
+
+    # -- opening
+
+    def plan(self, now: float) -> list[PooledConnection]:
+        """Reserve room for the connections to be opened now, and return them."""
+        if self.closed or not self.backoff.ready(now):
+            return []
+        states = [m.state for m in self.members]
+        dialing = states.count(State.CONNECTING)
+        config = self.config
+        live = len(states) - dialing - states.count(State.CLOSING)
+        count = wanted(
+            waiting=len(self.waiters),
+            min_idle=max(config.min_idle, self.prewarm - live),
+            idle=states.count(State.IDLE),
+            coming=dialing + states.count(State.RESETTING),
+            total=len(states),
+            max_connections=config.max_connections,
+            dialing=dialing,
+            # While connecting fails, one attempt at a time finds out whether it works again.
+            max_dialing=1 if self.backoff.failures else MAX_DIALING,
+        )
+        return [self._add_member(now) for _ in range(count)]
+
+    def _add_member(self, now: float) -> PooledConnection:
+        config, kind = self.config, self.protocol
+        protocol = kind.follow(session=config.session, reset_timeout=config.reset_timeout)
+        member = PooledConnection(self._next_id, self, protocol, kind, self.generation, now)
+        self._next_id += 1
+        self.members.add(member)
+        return member
+
+    def connect_succeeded(self, member: PooledConnection, now: float, took: float) -> None:
+        self.counters.opened += 1
+        self.counters.connect.observe(took)
+        member.failures_before = self.backoff.failures
+        self.backoff.succeeded()
+        member.opened_at = member.proved_at = member.idle_since = now
+        self.offer(member, now)
+
+    def connect_failed(self, error: ConnectError, now: float) -> None:
+        """Note a failed attempt, and tell those whom it concerns."""
+        self.counters.connect_errors[error.kind] += 1
+        self.last_error = error
+        self.errors_seen += 1
+        self.backoff.failed(now, permanent=error.permanent, retry_after=error.retry_after)
+        if error.permanent:
+            self.fail_line(lambda: again(error), "error")
+        self.progress.notify_all()
+
+    def closing(self, member: PooledConnection, reason: str, now: float) -> None:
+        """Count a retirement. One that broke before anybody used it was a failed attempt after all."""
+        self.counters.closed[reason] += 1
+        unused = member.session_count == 0 and reason in ("lost", "dirty", "health")
+        if unused and not self.closed and now - member.opened_at < self.config.connect_timeout:
+            end = member.transport and member.transport.end_error
+            text = str(end or "the server sent data before anything was asked of it")
+            self.backoff.failures = (
+                member.failures_before
+            )  # opening it proved nothing: keep the delays growing
+            self.connect_failed(ConnectError(f"a new connection did not last: {text}", kind="session"), now)
+
+    def gone(self, member: PooledConnection) -> None:
+        """The connection has no socket any more: its place is free."""
+        transport = member.transport
+        member.state = State.GONE
+        self.members.discard(member)
+        if transport is not None:
+            _add_traffic(self.counters, member)
+        member.transport = None
+
+    # -- telling
+
+    def count_live(self) -> int:
+        """Connections that are ready, or will be without connecting."""
+        return sum(m.state in (State.IDLE, State.IN_USE, State.RESETTING) for m in self.members)
+
+    def numbers(self) -> str:
+        """The states in words, for error messages."""
+        states = [m.state for m in self.members]
+        return (
+            f"(pool {self.name!r}: in use {states.count(State.IN_USE)}, idle {states.count(State.IDLE)}, "
+            f"connecting {states.count(State.CONNECTING)}, resetting {states.count(State.RESETTING)}, "
+            f"closing {states.count(State.CLOSING)}, waiting {len(self.waiters)}, "
+            f"max {self.config.max_connections})"
+        )
+
+    def timeout_error(self, limit: float, since: float) -> PoolTimeout:
+        """What a caller is told who waited in vain; its cause is the reason, if connecting fails."""
+        waited = time.monotonic() - since
+        text = f"no connection within {limit:.2f} s, waited {waited:.2f} s {self.numbers()}"
+        cause = None
+        if self.last_error is not None and self.backoff.failures:
+            cause = again(self.last_error)
+            text += f"; last connect error: {cause}"
+        error = PoolTimeout(text)
+        error.__cause__ = cause
+        return error
+
+    def stats(self, now: float) -> PoolStats:
+        """A consistent copy of all numbers. Takes the lock itself."""
+        grace = self.config.health_check_interval + self.config.ping_timeout
+        states = dict.fromkeys(State, 0)
+        healthy = 0
+        oldest_checkout = 0.0
+        with self.lock:
+            counters = self.counters.copy()
+            for member in self.members:
+                states[member.state] += 1
+                transport = member.transport
+                if transport is None:
+                    continue
+                _add_traffic(counters, member)
+                if member.state in (State.IDLE, State.IN_USE, State.RESETTING):
+                    alive = now - max(transport.last_heard, member.proved_at) <= grace
+                    healthy += alive and not transport.ended and not transport.damaged
+                if member.state is State.IN_USE:
+                    oldest_checkout = max(oldest_checkout, now - member.busy_since)
+            oldest_wait = now - next(iter(self.waiters)).since if self.waiters else 0.0
+            return PoolStats(
+                name=self.name,
+                max_connections=self.config.max_connections,
+                min_idle=self.config.min_idle,
+                total_connections=len(self.members),
+                healthy_connections=healthy,
+                active_sessions=states[State.IN_USE],
+                idle=states[State.IDLE],
+                connecting=states[State.CONNECTING],
+                resetting=states[State.RESETTING],
+                closing=states[State.CLOSING],
+                waiting=len(self.waiters),
+                oldest_wait_seconds=max(0.0, oldest_wait),
+                oldest_checkout_seconds=oldest_checkout,
+                counters=counters,
+            )
+
+
+def _add_traffic(counters: Counters, member: PooledConnection) -> None:
+    transport = member.transport
+    assert transport is not None
+    counters.messages_sent += transport.messages_sent
+    counters.messages_received += transport.messages_received
+    counters.bytes_sent += transport.bytes_sent
+    counters.bytes_received += transport.bytes_received
+
+
+def again(error: ConnectError) -> ConnectError:
+    """A new exception that says the same: one object raised in many threads would mix their tracebacks."""
+    return type(error)(
+        str(error),
+        permanent=error.permanent,
+        status=error.status,
+        close_code=error.close_code,
+        code=error.code,
+        kind=error.kind,
+        retry_after=error.retry_after,
+    )

@@ -1,0 +1,369 @@
+"""The life of one connection outside a borrower's hands: made ready, reset, idle, closed.
+
+Every step is taken in the reaper's thread and never waits. A step looks at what
+has arrived, does what follows from it, and arranges when to be called again.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from .connection import PooledConnection, State
+from .errors import ConnectError
+from .policy import usable_until
+from .transport import Transport
+
+if TYPE_CHECKING:
+    from .ledger import Ledger
+    from .loop import Loop
+
+__all__ = ["Lifecycle"]
+
+log = logging.getLogger("rtpool_sync")
+
+TICK = 0.05  # seconds after which a connection that came back is watched again
+HOUSEKEEPING = 1.0  # seconds between looks at a connection for which nothing is due
+CLOSING_RETRY = 0.01  # seconds until the next try to close a descriptor somebody is using
+
+
+class Lifecycle:
+    """The steps. ``ledger`` says who owns the connection, ``loop`` when to come back."""
+
+    def __init__(self, ledger: Ledger, loop: Loop, remember: Callable[[Transport], None]) -> None:
+        self._ledger = ledger
+        self._loop = loop
+        self._remember = remember  # told of connections that may hold a TLS session worth resuming
+
+    def attend(self, member: PooledConnection, now: float) -> None:
+        """Do what the state of the connection asks for at this time."""
+        state = member.state
+        if state is State.CONNECTING:
+            self._drive_prepare(member, now)
+        elif state is State.RESETTING:
+            self._drive_reset(member, now)
+        elif state is State.CLOSING:
+            self._drive_close(member, now)
+        elif state is State.IN_USE:
+            self._loop.at(member, now + HOUSEKEEPING)  # the reaper's looks keep it; only the time goes on
+        elif state is State.IDLE:
+            self._look_idle(member, now)
+
+    # -- connecting
+
+    def arrived(self, member: PooledConnection, now: float, result: Transport | ConnectError) -> None:
+        if isinstance(result, ConnectError):
+            self._connect_failed(member, now, result)
+            return
+        with self._ledger.lock:
+            member.transport = result
+            closed = self._ledger.closed
+        if closed:
+            self.begin_close(member, now, "shutdown")
+            return
+        self._loop.watch(member)
+        member.close_by = member.opened_at + self._ledger.config.connect_timeout
+        member.protocol.prepare(now)
+        self._drive_prepare(member, now)
+
+    def _drive_prepare(self, member: PooledConnection, now: float) -> None:
+        transport, protocol = member.transport, member.protocol
+        if transport is None:  # still dialing; the dial has its own deadline
+            return
+        is_open = self._drive(member, now)
+        failure = protocol.failure
+        if failure is not None or (protocol.pending and (not is_open or now >= member.close_by)):
+            self._connect_failed(member, now, self._prepare_error(member, is_open))
+        elif protocol.pending:
+            self._loop.at(member, min(member.close_by, protocol.wake_at or member.close_by))
+        else:
+            self._ready(member, now)
+
+    def _prepare_error(self, member: PooledConnection, is_open: bool) -> ConnectError:
+        transport, failure = member.transport, member.protocol.failure
+        assert transport is not None
+        if failure is not None and isinstance(failure.error, ConnectError):
+            return failure.error
+        if failure is not None:
+            return ConnectError(failure.message, kind="session")
+        end = transport.end_error
+        if not is_open and end is not None:
+            known = member.protocol.closed(end.code, end.reason)
+            if isinstance(known, ConnectError):
+                return known
+            return ConnectError(f"the session did not begin: {end}", close_code=end.code, kind="session")
+        return ConnectError(
+            f"the session did not begin within {self._ledger.config.connect_timeout:g} s", kind="timeout"
+        )
+
+    def _connect_failed(self, member: PooledConnection, now: float, error: ConnectError) -> None:
+        log.debug("pool %r: connection #%d failed: %s", self._ledger.name, member.id, error)
+        with self._ledger.lock:
+            if not self._ledger.closed:
+                self._ledger.connect_failed(error, now)
+        self.begin_close(member, now, None)
+
+    def _ready(self, member: PooledConnection, now: float) -> None:
+        config = self._ledger.config
+        life = None if member.protocol.expires_at is None else member.protocol.expires_at - time.time()
+        member.usable_until, member.usable_why = usable_until(
+            now, max_age=config.max_connection_age, min_session_time=config.min_session_time, server_life=life
+        )
+        if life is not None and now >= member.usable_until:
+            text = f"the server grants {life:.0f} s, less than min_session_time={config.min_session_time:g}"
+            self._connect_failed(member, now, ConnectError(text, kind="session"))
+            return
+        took = now - member.opened_at
+        member.next_ping_at = now + config.health_check_interval
+        assert member.transport is not None
+        self._remember(member.transport)
+        with self._ledger.lock:
+            self._ledger.connect_succeeded(member, now, took)
+        self._loop.at(member, now)
+
+    def _drive(self, member: PooledConnection, now: float) -> bool:
+        """Carry messages between the socket and the protocol's task; return whether the socket is open."""
+        transport, protocol = member.transport, member.protocol
+        assert transport is not None
+        is_open = transport.drain()
+        for message in transport.take_unread():
+            if protocol.pending:
+                protocol.feed(message, now)
+            elif member.state is State.CONNECTING:
+                transport.keep(message)  # said right after the greeting: the first borrower's to read
+            elif protocol.failure is None and not protocol.stray(message):
+                member.close_reason = "dirty"
+        if protocol.pending and protocol.wake_at is not None and now >= protocol.wake_at:
+            protocol.tick(now)
+        for message in protocol.outgoing():
+            transport.post(message)
+        transport.flush()
+        return is_open and not transport.ended
+
+    # -- coming back
+
+    def received_back(self, member: PooledConnection, now: float) -> None:
+        """Look at what a borrower, or a checkout that did not like it, has left to us."""
+        if member.state is State.IDLE:
+            self.examine(member, now)
+            return
+        if member.state is not State.RESETTING:
+            return
+        transport = member.transport
+        assert transport is not None
+        if member.leak_reported:
+            log.warning(
+                "pool %r: connection #%d, reported as leaked, was returned", self._ledger.name, member.id
+            )
+        member.borrower_stack, member.leak_reported = None, False
+        self._loop.unwatch(member)
+        is_open = transport.drain()
+        reason: str | None
+        if not is_open or transport.ended:
+            reason = "lost"
+        elif transport.damaged or transport.stream.unsent or transport.busy:
+            reason = "damaged"
+        else:
+            with self._ledger.lock:
+                reason = self._ledger.retire_reason(member, now)
+        if reason is not None:
+            self.begin_close(member, now, reason)
+            return
+        if member.transparent:
+            if transport.has_unread:
+                self.begin_close(member, now, "dirty")
+            else:
+                self._reoffer(member, now)
+            return
+        member.reset_started = now
+        member.protocol.reset(now)
+        self._loop.watch(member)
+        self._drive_reset(member, now)
+
+    def _drive_reset(self, member: PooledConnection, now: float) -> None:
+        protocol = member.protocol
+        is_open = self._drive(member, now)
+        failure = protocol.failure
+        if protocol.pending and is_open and failure is None:
+            self._loop.at(member, protocol.wake_at or now + self._ledger.config.reset_timeout)
+            return
+        outcome = failure.outcome if failure is not None else "ok" if is_open else "lost"
+        if member.close_reason == "dirty" and outcome == "ok":
+            outcome = "mismatch"
+        with self._ledger.lock:
+            self._ledger.counters.resets[outcome] += 1
+            if outcome == "ok":
+                self._ledger.counters.reset.observe(now - member.reset_started)
+            reason = None if outcome == "ok" else "lost" if outcome == "lost" else "reset"
+            reason = reason or self._ledger.retire_reason(member, now)
+        if reason is not None:
+            if failure is not None:
+                member.last_error = failure.message
+                log.debug("pool %r: reset of #%d: %s", self._ledger.name, member.id, failure.message)
+            self.begin_close(member, now, reason)
+        else:
+            self._reoffer(member, now)
+
+    def _reoffer(self, member: PooledConnection, now: float) -> None:
+        member.next_ping_at = now + self._ledger.config.health_check_interval
+        member.ping_sent = False
+        with self._ledger.lock:
+            reason = self._ledger.retire_reason(member, now)
+            if reason is None:
+                member.proved_at = member.idle_since = now
+                self._ledger.offer(member, now)
+        if reason is not None:
+            self.begin_close(member, now, reason)
+        else:
+            self._loop.at(member, now + TICK)
+
+    # -- idle
+
+    def examine(self, member: PooledConnection, now: float) -> None:
+        """Read an idle connection that is reserved for us: what arrived decides whether it stays."""
+        transport = member.transport
+        assert transport is not None
+        is_open = transport.drain()
+        strays = [member.protocol.stray(message) for message in transport.take_unread()]
+        with self._ledger.lock:
+            reason = self._ledger.retire_reason(member, now)
+        if not is_open or transport.ended:
+            reason = "lost"
+        elif not all(strays) or (transport.has_unread and member.transparent):
+            reason = reason or "dirty"
+        if reason is not None:
+            self.begin_close(member, now, reason)
+            return
+        self._note_pong(member, now)
+        with self._ledger.lock:
+            member.proved_at = now
+            self._ledger.offer(member, now)
+
+    def _note_pong(self, member: PooledConnection, now: float) -> None:
+        """Count a health check that was answered, if one was due."""
+        transport = member.transport
+        assert transport is not None
+        if member.ping_sent and transport.silence(now) <= 0 and transport.rtt is not None:
+            member.ping_sent = False
+            with self._ledger.lock:
+                self._ledger.counters.health_checks["ok"] += 1
+                self._ledger.counters.ping_rtt.observe(transport.rtt)
+
+    def _look_idle(self, member: PooledConnection, now: float) -> None:
+        """An idle connection's time has come: retire it, ping it, or note when to look again."""
+        transport, config = member.transport, self._ledger.config
+        assert transport is not None
+        self._note_pong(member, now)  # also one that a borrower received by the way
+        idle_until = member.idle_since + config.max_idle_time
+        with self._ledger.lock:
+            reason = self._ledger.retire_reason(member, now)
+            spare = len(self._ledger.idle) > config.min_idle
+            if reason is None and now >= idle_until and spare:
+                reason = "idle"
+            if reason is None and member.ping_sent and transport.silence(now) >= config.ping_timeout:
+                reason = "health"
+                self._ledger.counters.health_checks["failed"] += 1
+            if member.state is not State.IDLE or (reason is not None and member not in self._ledger.idle):
+                self._loop.at(member, now + TICK)  # borrowed this very moment
+                return
+            if reason is not None:
+                self._ledger.idle.remove(member)
+        if reason is not None:
+            self.begin_close(member, now, reason)
+            return
+        if not member.ping_sent and now >= member.next_ping_at:
+            member.ping_sent = True
+            member.next_ping_at = now + config.health_check_interval
+            transport.send_keepalive()
+        due = now + config.ping_timeout - transport.silence(now) if member.ping_sent else member.next_ping_at
+        due = min(due, member.usable_until)
+        if spare:
+            due = min(due, max(idle_until, now + HOUSEKEEPING))
+        self._loop.at(member, max(due, now + 0.001))
+
+    # -- in use
+
+    def look_in_use(self, member: PooledConnection, now: float) -> None:
+        """Keep a borrowed connection alive, whether or not its borrower receives. Never closes it."""
+        transport, config = member.transport, self._ledger.config
+        assert transport is not None
+        if transport.ended:
+            return  # the borrower will find out
+        if not transport.readlock.locked() and transport.has_bytes():
+            transport.drain()
+        if transport.silence(now) >= config.ping_timeout and not transport.has_bytes():
+            transport.lose(f"no answer to a ping within {config.ping_timeout:g} s")
+        elif now >= member.next_ping_at and transport.silence(now) <= 0:
+            member.next_ping_at = now + config.ping_interval
+            transport.send_keepalive()
+        threshold = config.leak_threshold
+        if threshold and not member.leak_reported and now - member.busy_since >= threshold:
+            member.leak_reported = True
+            with self._ledger.lock:
+                self._ledger.counters.leaks += 1
+            log.warning(
+                "pool %r: connection #%d has been in use for %.1f s (leak_threshold=%g); borrowed by %s",
+                self._ledger.name,
+                member.id,
+                now - member.busy_since,
+                threshold,
+                member.borrower_stack or "an unknown borrower",
+            )
+
+    # -- closing
+
+    def begin_close(self, member: PooledConnection, now: float, reason: str | None) -> None:
+        """Retire a connection that nobody uses. ``reason`` None: it never became ready, so is not counted."""
+        with self._ledger.lock:
+            if member.state in (State.CLOSING, State.GONE):
+                return
+            if member in self._ledger.idle:
+                self._ledger.idle.remove(member)
+            member.state = State.CLOSING
+            transport = member.transport
+            if reason is not None:
+                self._ledger.closing(member, reason, now)
+        if reason is not None:
+            log.debug("pool %r: closing connection #%d: %s", self._ledger.name, member.id, reason)
+        member.close_reason = reason
+        if transport is None:
+            with self._ledger.lock:
+                self._ledger.gone(member)
+            return
+        code = 1001 if reason == "shutdown" else 1000
+        if not transport.ended:
+            self._remember(transport)
+            transport.start_close(code)
+            self._loop.watch(member)
+        member.close_by = now + self._ledger.config.close_timeout
+        if transport.damaged or reason in ("health", None):
+            member.close_by = min(member.close_by, now + 1.0)  # nothing to be polite about
+        self._drive_close(member, now)
+
+    def _drive_close(self, member: PooledConnection, now: float) -> None:
+        transport = member.transport
+        assert transport is not None
+        is_open = transport.drain()
+        transport.take_unread()
+        transport.flush()
+        if is_open and not transport.ended and now < member.close_by:
+            self._loop.at(member, member.close_by)
+            return
+        self._loop.unwatch(member)
+        transport.abort()
+        if transport.release():
+            with self._ledger.lock:
+                self._ledger.gone(member)
+        else:
+            self._loop.at(member, now + CLOSING_RETRY)  # abort() has woken whoever is inside
+
+    def kill(self, member: PooledConnection, now: float) -> None:
+        """End a connection in use: only close() does that, and only after its deadline."""
+        transport = member.transport
+        assert transport is not None
+        transport.start_close(1001, "the pool was closed")
+        if not self._ledger.exiting:  # then its borrower is left asleep, not woken to an error
+            transport.lose("the pool was closed")
+        self.begin_close(member, now, "shutdown")
