@@ -79,7 +79,7 @@ async def _cancel_tasks() -> None:
     if tasks:
         await asyncio.wait(tasks, timeout=2.0)
     # Transports close their sockets one round of the loop after they are told to.
-    for _ in range(3):
+    for _ in range(10):
         await asyncio.sleep(0)
 
 

@@ -287,7 +287,7 @@ class RealtimeServer:
             await asyncio.sleep(0)
 
     def _open_sockets(self) -> int:
-        return sum(1 for wire in self._wires.values() if not wire.lost)
+        return sum(1 for wire in self._wires.values() if wire.made and not wire.lost)
 
     def __enter__(self) -> RealtimeServer:
         return self.start()
@@ -406,11 +406,9 @@ class RealtimeServer:
                 options["ssl_shutdown_timeout"] = 2.0
         try:
             await self.loop.connect_accepted_socket(lambda: wire, sock, **options)
-        except (OSError, ssl.SSLError, asyncio.CancelledError):
-            if not wire.lost:  # never got as far as connection_made
-                wire.lost = True
-                self.wire_lost(wire)
-                sock.close()
+        except (OSError, asyncio.CancelledError):
+            # The transport closes the socket, but tells a wire only what became one.
+            self.wire_lost(wire)
 
     def _forget_socket(self, sock: socket.socket) -> None:
         self._sockets.discard(sock)
@@ -501,9 +499,9 @@ class RealtimeServer:
         self._closed.append(ClosedConnection(wire.index, session_id, code, reason, by))
 
     def wire_lost(self, wire: Wire) -> None:
-        self._wires.pop(wire.index, None)
-        self._pinned.pop(wire.index, None)
-        self._forget_socket(wire.sock)
+        if self._wires.pop(wire.index, None) is not None:
+            self._pinned.pop(wire.index, None)
+            self._forget_socket(wire.sock)
 
 
 class _Open:

@@ -104,6 +104,7 @@ class Wire(asyncio.Protocol):
         self.endpoint: Endpoint | None = None
         self.frames_in = 0
         self.frames_out = 0
+        self.made = False
         self.lost = False
         #: Who ended the connection, its close code and reason.
         self.ended: tuple[str, int, str] | None = None
@@ -130,6 +131,7 @@ class Wire(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
+        self.made = True
         self.transport.set_write_buffer_limits(high=1 << 20)
 
     def data_received(self, data: bytes) -> None:
@@ -399,7 +401,7 @@ class Wire(asyncio.Protocol):
 
     def abort(self) -> None:
         """Drop the TCP connection now."""
-        if not self.lost:
+        if self.made and not self.lost:
             self._end("server", 1006, "")
             self.transport.abort()
 
