@@ -114,7 +114,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        self.ws.close(timeout=1)
+        self.ws.close(timeout=0.2)
         self.ws.shutdown()  # close() does not free the socket when the peer closed first
 
     def send(self, type_: str, **fields: Any) -> None:

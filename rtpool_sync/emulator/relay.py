@@ -35,6 +35,8 @@ class _Pipe(asyncio.Protocol):
         self._queue: deque[tuple[float, bytes]] = deque()  # to be written by the peer
         self._timer: asyncio.TimerHandle | None = None
         self._not_before = 0.0
+        self._heard_fin = False
+        self._said_fin = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
@@ -46,9 +48,21 @@ class _Pipe(asyncio.Protocol):
             self._push(data)
 
     def eof_received(self) -> bool:
+        self._heard_fin = True
         if not self.link.cut:
             self._push(_FIN)
+            self._close_if_done()
         return True  # the other direction may live on
+
+    def say_fin(self) -> None:
+        self._said_fin = True
+        with contextlib.suppress(OSError, NotImplementedError):
+            self.transport.write_eof()
+        self._close_if_done()
+
+    def _close_if_done(self) -> None:
+        if self._heard_fin and self._said_fin:
+            self.transport.close()
 
     def _push(self, data: bytes) -> None:
         loop = self.link.loop
@@ -70,7 +84,7 @@ class _Pipe(asyncio.Protocol):
     def _deliver(self) -> None:
         self._timer = None
         loop, queue, peer = self.link.loop, self._queue, self.peer
-        if self.link.cut or peer is None or peer.lost:
+        if self.link.cut or peer is None or peer.transport.is_closing():
             queue.clear()
             return
         now = loop.time() + 0.0005  # rather half a millisecond early than a timer per segment
@@ -85,8 +99,7 @@ class _Pipe(asyncio.Protocol):
         if ready:
             peer.transport.write(ready[0] if len(ready) == 1 else b"".join(ready))
         if fin:
-            with contextlib.suppress(OSError, NotImplementedError):
-                peer.transport.write_eof()
+            peer.say_fin()
         if queue:
             self._timer = loop.call_at(queue[0][0], self._deliver)
 
@@ -130,6 +143,7 @@ class _Link:
         self.cut = relay.blackhole
         self.client = _Pipe(self, client)
         self.target: _Pipe | None = None
+        self.task: asyncio.Task[None] | None = None
         self._target_port = 0
 
     async def run(self) -> None:
@@ -196,9 +210,8 @@ class _Link:
                 will_reset(pipe.sock)
             if hasattr(pipe, "transport"):
                 pipe.transport.abort()
-            else:
-                self.relay.forget(pipe.sock)
-                pipe.sock.close()
+            elif self.task is not None:  # asyncio is about to make a transport of it: then it ends it
+                self.task.cancel()
 
 
 class DelayRelay:
@@ -281,7 +294,7 @@ class DelayRelay:
         self.opened_total += 1
         link = _Link(self, sock)
         self.links.add(link)
-        task = self.thread.loop.create_task(link.run())
+        link.task = task = self.thread.loop.create_task(link.run())
         self._tasks.add(task)
         task.add_done_callback(self._run_done)
 
