@@ -182,6 +182,12 @@ def test_demo(capsys: pytest.CaptureFixture[str], elsewhere: Path) -> None:
     assert "demo-output/reply-*.wav" in out
 
 
+def test_demo_with_connections_to_spare(capsys: pytest.CaptureFixture[str]) -> None:
+    """What arrives late for one call (rate limits, after `response.done`) does not disturb the next."""
+    assert main(["demo", "--calls", "60", "--threads", "8", "--connections", "12", "--latency", "60"]) == 0
+    assert "failed " not in capsys.readouterr().err
+
+
 def test_demo_calls_are_the_same_on_both_sides_and_failures_count(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,9 +259,9 @@ def test_demo_interrupted() -> None:
 
 
 def test_emulator_serves_until_it_is_told_to_stop() -> None:
-    with rtpool("emulator", "--port", "0", "--tls", "--key", "let-me-in") as process:
+    with rtpool("emulator", "--port", "0", "--tls", "--api-key", "let-me-in") as process:
         assert process.stdout is not None
-        said = [process.stdout.readline() for _ in range(3)]
+        said = [process.stdout.readline() for _ in range(4)]
         exports = dict(word.split("=", 1) for line in said for word in line.split() if "=" in word)
         with rtpool_sync.RealtimePool(
             base_url=exports["OPENAI_BASE_URL"], ca_file=exports["WEBSOCKET_CA_FILE"], api_key="let-me-in"

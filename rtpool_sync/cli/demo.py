@@ -128,6 +128,11 @@ def run(options: argparse.Namespace) -> int:
         by_hand = _by_hand(target, messages, calls, threads)
         pooled = _with_pool(target, messages, calls, threads)
     _show(by_hand, pooled)
+    if size <= threads < calls:
+        print("These callers come back without a pause, while their connection is being reset.")
+        print(
+            f"With some to spare (--connections {threads + (threads + 1) // 2}) they find one that is ready."
+        )
     files = _write_replies(pooled.good, options.output)
     if files:
         print(f"The replies, as they were heard: {options.output}/reply-*.wav ({files} files)")
@@ -355,11 +360,11 @@ def _show(by_hand: Phase, pooled: Phase) -> None:
 
     failed = [str(len(phase.calls) - len(phase.good)) for phase in (by_hand, pooled)]
     table(
-        ("", "by hand", "with the pool", "ratio"),
+        ('from "I want to talk" to', "by hand", "with the pool", "ratio"),
         [
-            row('"I want to talk" to first event of the answer, p50', 50, lambda call: call.first_event),
-            row('"I want to talk" to first event of the answer, p95', 95, lambda call: call.first_event),
-            row("whole call, p50", 50, lambda call: call.whole),
+            row("first event of the answer, p50", 50, lambda call: call.first_event),
+            row("first event of the answer, p95", 95, lambda call: call.first_event),
+            row("end of the call, p50", 50, lambda call: call.whole),
             (
                 "connections opened",
                 str(by_hand.opened),
