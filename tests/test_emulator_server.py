@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import json
 import os
 import socket
 import ssl
@@ -391,7 +393,7 @@ def test_latency_is_that_of_a_real_network() -> None:
 
 
 def test_snapshots() -> None:
-    with RealtimeServer() as server:
+    with RealtimeServer(record=10) as server:
         assert server.connections == []
         before = time.time()
         with connected(server) as talking, Client(server.echo_url) as echo:
@@ -409,6 +411,10 @@ def test_snapshots() -> None:
             assert (session.frames_in, session.frames_out) == (1, 3)
             assert [item["id"] for item in session.items] == ["item_1"]
             assert session.session == talking.seen[0]["session"]
+            assert session.query == {"model": MODEL}
+            assert session.headers["authorization"] == "Bearer a-key"
+            assert "a-key" not in repr(session)
+            assert [json.loads(text)["type"] for text in session.received] == ["conversation.item.create"]
             assert (plain.session_id, plain.items, plain.frames_in, plain.frames_out) == (None, (), 1, 1)
             assert (server.open, server.opened_total, server.max_open) == (2, 2, 2)
         eventually(lambda: server.open == 0)
@@ -540,6 +546,38 @@ def test_a_port_in_use_is_an_error_and_leaves_no_thread(shared: RealtimeServer) 
     with pytest.raises(OSError):
         RealtimeServer(port=shared.port).start()
     assert threads() == before
+
+
+def test_killed_in_the_middle_of_handshakes() -> None:
+    """Connections half way through TLS when the server dies leave nothing in it."""
+    server = RealtimeServer(tls=True).start()
+    before = len(os.listdir("/proc/self/fd"))
+    opened = [socket.create_connection(("127.0.0.1", server.port), timeout=5) for _ in range(20)]
+    for sock in opened[::2]:
+        sock.sendall(b"\x16\x03\x01")
+    eventually(lambda: server.accepted_total == 20)
+    server.kill()
+    # The event loop's own three are gone, and so is the one that listened.
+    assert len(os.listdir("/proc/self/fd")) == before + 20 - 4
+    for sock in opened:
+        with contextlib.suppress(ConnectionResetError):
+            assert sock.recv(1) == b""
+        sock.close()
+
+
+def test_a_client_that_does_not_read_is_not_read_from(shared: RealtimeServer) -> None:
+    with raw_upgrade(shared) as sock:
+        chunk = masked(0x82, bytes(1 << 20), b"\0\0\0\0")
+        sock.settimeout(0.3)
+        sent = 0
+        with pytest.raises(TimeoutError):
+            while sent < 256:
+                sock.sendall(chunk)
+                sent += 1
+        # It all comes once it is read.
+        sock.settimeout(10)
+        for _ in range(sent):
+            assert len(read_frame(sock)[1]) == 1 << 20
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -351,6 +352,112 @@ def test_what_is_no_event_is_answered_without_its_id(drive: Driver) -> None:
         assert (error["code"], error["param"], error["event_id"]) == (code, param, None)
     drive.session.feed_binary(0.0)
     assert drive.take()[0]["error"]["code"] == "invalid_event"
+
+
+JUNK: list[Any] = [
+    None,
+    True,
+    -1,
+    1.5,
+    10**30,
+    "",
+    "x",
+    [],
+    ["x"],
+    {},
+    {"type": "x"},
+    {"type": {}},
+    {"id": 1},
+]
+WELL_FORMED: list[Event] = [
+    {
+        "type": "session.update",
+        "session": {
+            "type": "realtime",
+            "output_modalities": ["text"],
+            "max_output_tokens": "inf",
+            "tools": [{"type": "function", "name": "f", "parameters": {}}],
+            "tool_choice": "auto",
+            "truncation": {"type": "retention_ratio", "retention_ratio": 0.5},
+            "tracing": {"workflow_name": "x"},
+            "prompt": {"id": "x", "variables": {}},
+            "include": ["item.input_audio_transcription.logprobs"],
+            "reasoning": {"effort": "low"},
+            "audio": {
+                "input": {
+                    "format": {"type": "audio/pcm", "rate": 24000},
+                    "noise_reduction": {"type": "near_field"},
+                    "transcription": {"model": "whisper-1", "language": "en"},
+                    "turn_detection": {"type": "server_vad", "threshold": 0.5, "idle_timeout_ms": None},
+                },
+                "output": {"format": {"type": "audio/pcmu"}, "voice": {"id": "x"}, "speed": 1.0},
+            },
+        },
+    },
+    {"type": "conversation.item.create", "item": message("x"), "previous_item_id": "root"},
+    {
+        "type": "conversation.item.create",
+        "item": {
+            "type": "message",
+            "role": "user",
+            "content": [{"type": "input_audio", "audio": "AAAA", "transcript": "x"}],
+        },
+    },
+    {
+        "type": "conversation.item.create",
+        "item": {"type": "function_call", "name": "f", "arguments": "{}", "call_id": "c"},
+    },
+    {
+        "type": "conversation.item.create",
+        "item": {"type": "mcp_approval_response", "id": "m", "approval_request_id": "r", "approve": True},
+    },
+    {"type": "conversation.item.delete", "item_id": "x"},
+    {"type": "conversation.item.retrieve", "item_id": "x"},
+    {"type": "conversation.item.truncate", "item_id": "x", "content_index": 0, "audio_end_ms": 0},
+    {"type": "input_audio_buffer.append", "audio": "AAAA"},
+    {"type": "input_audio_buffer.commit"},
+    {
+        "type": "response.create",
+        "response": {
+            "conversation": "none",
+            "metadata": {"k": "v"},
+            "input": [message("recite"), {"type": "item_reference", "id": "x"}],
+            "instructions": "x",
+            "tools": [{"type": "function", "name": "f"}],
+            "tool_choice": {"type": "function", "name": "f"},
+            "output_modalities": ["text"],
+            "max_output_tokens": 3,
+            "audio": {"output": {"voice": "marin", "format": {"type": "audio/pcm"}}},
+        },
+    },
+    {"type": "response.cancel", "response_id": "x"},
+]
+
+
+def spoilt(event: Any) -> Iterator[Any]:
+    """Every variant of ``event`` with one value replaced by junk, left out, or one added."""
+    yield from JUNK
+    if isinstance(event, dict):
+        yield {**event, "surplus": 1}
+        for key in event:
+            yield {other: event[other] for other in event if other != key}
+            for variant in spoilt(event[key]):
+                yield {**event, key: variant}
+    elif isinstance(event, list):
+        for index in range(len(event)):
+            for variant in spoilt(event[index]):
+                yield [*event[:index], variant, *event[index + 1 :]]
+
+
+@pytest.mark.parametrize("event", WELL_FORMED, ids=lambda event: event["type"])
+def test_no_junk_breaks_a_session(event: Event) -> None:
+    """Whatever is sent is answered, by events the openai package's types accept."""
+    drive = Driver()
+    for variant in spoilt(event):
+        assert isinstance(drive.raw(variant), list)
+    drive.wait(10)
+    (answer,) = drive("session.update", session=TEXT)
+    assert answer["type"] == "session.updated"
 
 
 # -- items

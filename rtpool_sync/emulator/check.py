@@ -19,6 +19,7 @@ __all__ = [
     "identifier",
     "list_of",
     "mapping",
+    "mapping_of",
     "maybe",
     "number",
     "one_of",
@@ -79,6 +80,15 @@ def mapping(value: Any, param: str) -> dict[str, Any]:
     return value
 
 
+def mapping_of(check: Checker) -> Checker:
+    """Check an object with any keys."""
+
+    def check_values(value: Any, param: str) -> dict[str, Any]:
+        return {key: check(element, f"{param}.{key}") for key, element in mapping(value, param).items()}
+
+    return check_values
+
+
 def whole(low: int, high: int) -> Checker:
     def check(value: Any, param: str) -> int:
         if isinstance(value, bool) or not isinstance(value, int):
@@ -133,8 +143,8 @@ def list_of(check: Checker, longest: int | None = None) -> Checker:
     return check_list
 
 
-def fields(spec: Mapping[str, Checker]) -> Checker:
-    """Check an object: known keys only, each by its checker."""
+def fields(spec: Mapping[str, Checker], *needed: str) -> Checker:
+    """Check an object: known keys only, each by its checker, and all that are needed."""
 
     def check(value: Any, param: str) -> dict[str, Any]:
         value = mapping(value, param)
@@ -144,6 +154,7 @@ def fields(spec: Mapping[str, Checker]) -> Checker:
             if key not in spec:
                 raise unknown_parameter(name)
             kept[key] = spec[key](element, name)
+        required(value, needed, param)
         return kept
 
     return check

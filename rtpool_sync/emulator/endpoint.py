@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -47,8 +48,10 @@ class RealtimeEndpoint:
         faults: Callable[[], Faults],
         mangler: Mangler,
         session_seconds: float,
+        record: int,
     ) -> None:
         self.session = session
+        self.received: deque[str] = deque(maxlen=record)
         self._wire = wire
         self._loop: asyncio.AbstractEventLoop = wire.loop
         self._faults = faults
@@ -75,6 +78,7 @@ class RealtimeEndpoint:
             except UnicodeDecodeError:
                 self._wire.fail(1007, "invalid UTF-8")
                 return
+            self.received.append(text)
             self.session.feed(text, self._loop.time())
         self._pass_on()
 

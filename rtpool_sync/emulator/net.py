@@ -103,7 +103,14 @@ class Sockets:
     def discard(self, sock: socket.socket) -> None:
         self._held.discard(sock)
 
+    def close(self) -> None:
+        """Close what nobody closed: sockets whose way into the loop was cut short by its end."""
+        for sock in self._held:
+            sock.close()
+        self._held.clear()
+
     def abandon(self) -> None:
+        """Let go without a trace on the wire."""
         for sock in list(self._held):
             # detach() first: the object must not close a number that is somebody else's by then.
             with contextlib.suppress(OSError):

@@ -273,6 +273,7 @@ class DelayRelay:
         self.thread.call(self._shut)
         if self._own_thread:
             self.thread.stop()
+            self.sockets.close()
 
     def _shut(self) -> None:
         if self._listener is not None:

@@ -14,7 +14,7 @@ import urllib.parse
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any
@@ -44,24 +44,30 @@ class ConnectionInfo:
         id: Its number, counted from 0 as connections were accepted.
         session_id: ``None`` on the echo endpoint.
         opened_at: Unix time of the upgrade.
+        path, query, model: What was asked for.
+        headers: The upgrade request's, names in lower case. Not in the repr: the key is among them.
         remote_port: The client's port.
         frames_in, frames_out: Data messages received and sent.
         items: The conversation's items, in order.
         session: The effective session configuration.
         active_responses: Ids of responses under way.
+        received: The client's latest messages, as many as the server was told to ``record``.
     """
 
     id: int
     session_id: str | None
     opened_at: float
     path: str
+    query: dict[str, str]
     model: str | None
+    headers: dict[str, str] = field(repr=False)
     remote_port: int
     frames_in: int
     frames_out: int
     items: tuple[dict[str, Any], ...]
     session: dict[str, Any] | None
     active_responses: tuple[str, ...]
+    received: tuple[str, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,7 @@ class RealtimeServer:
         transcription_delay: Seconds from the commit of audio to its transcription.
         seed: Of the random faults.
         echo: Echo on every path; without it only on ``/echo``.
+        record: How many messages of each client to remember.
         faults: What goes wrong, see :class:`Faults`. May be replaced at any time.
 
     All methods may be called from any thread. A forked child has no server.
@@ -136,6 +143,7 @@ class RealtimeServer:
         transcription_delay: float = 0.05,
         seed: int = 0,
         echo: bool = False,
+        record: int = 0,
         faults: Faults = NO_FAULTS,
     ) -> None:
         self.host = host
@@ -158,6 +166,7 @@ class RealtimeServer:
         )
         self.seed = seed
         self.echo = echo
+        self.record = record
         self.faults = faults
         self.opened_total = 0
         self.max_open = 0
@@ -260,6 +269,11 @@ class RealtimeServer:
             self._thread.run(self._shut(grace), grace + 30.0)
         finally:
             self._thread.stop()
+            if self.relay is not None:
+                self.relay.sockets.close()
+            self._sockets.close()
+            self._wires.clear()
+            self._count = 0
 
     async def _shut(self, grace: float) -> None:
         if self._listener is not None:
@@ -441,7 +455,7 @@ class RealtimeServer:
         else:
             wire.refuse(_response(404, "no such endpoint\n", {}))
             return
-        entry = _Open(wire, endpoint, split.path, model)
+        entry = _Open(wire, endpoint, split.path, query)
         self._open[wire.index] = entry
         cookie = [("Set-Cookie", faults.set_cookie)] if faults.set_cookie is not None else []
         wire.accept(endpoint, cookie, faults.trickle)
@@ -488,6 +502,7 @@ class RealtimeServer:
             lambda: self._faults_of(index),
             Mangler(self.seed, index),
             self.session_seconds,
+            self.record,
         )
 
     def wire_closing(self, wire: Wire) -> None:
@@ -507,11 +522,11 @@ class RealtimeServer:
 class _Open:
     """Bookkeeping of one open connection."""
 
-    def __init__(self, wire: Wire, endpoint: Endpoint, path: str, model: str | None) -> None:
+    def __init__(self, wire: Wire, endpoint: Endpoint, path: str, query: dict[str, str]) -> None:
         self.wire = wire
         self.realtime = endpoint if isinstance(endpoint, RealtimeEndpoint) else None
         self.path = path
-        self.model = model
+        self.query = query
         self.opened_at = time.time()
 
     def expire(self) -> None:
@@ -527,18 +542,22 @@ class _Open:
         session = self.realtime.session if self.realtime else None
         peer = wire.transport.get_extra_info("peername")
         port: int = peer[1] if peer else 0
+        headers = wire.request.headers.raw_items() if wire.request else ()
         return ConnectionInfo(
             id=wire.index,
             session_id=session.id if session else None,
             opened_at=self.opened_at,
             path=self.path,
-            model=self.model,
+            query=dict(self.query),
+            model=self.query.get("model"),
+            headers={name.lower(): value for name, value in headers},
             remote_port=relay.ports.get(port, port) if relay else port,
             frames_in=wire.frames_in,
             frames_out=wire.frames_out,
             items=tuple(item.shown() for item in session.conversation.items()) if session else (),
             session=session.settings.snapshot() if session else None,
             active_responses=tuple(session.active_responses) if session else (),
+            received=tuple(self.realtime.received) if self.realtime else (),
         )
 
 

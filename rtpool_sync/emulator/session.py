@@ -54,9 +54,9 @@ _RESPONSE = check.fields(
         "tools": settings.tools,
         "tool_choice": settings.tool_choice,
         "parallel_tool_calls": check.boolean,
-        "reasoning": check.maybe(check.mapping),
+        "reasoning": settings.reasoning,
         "max_output_tokens": settings.max_output_tokens,
-        "prompt": check.maybe(check.mapping),
+        "prompt": settings.prompt,
     }
 )
 
@@ -239,7 +239,7 @@ class Session:
                 f"Error adding item: an item with id '{item.id}' already exists.",
                 "item.id",
             )
-        after = event.get("previous_item_id")
+        after = check.maybe(check.string)(event.get("previous_item_id"), "previous_item_id")
         if after is not None and after != "root" and after not in self.conversation:
             raise Problem(
                 "item_create_invalid_previous_item_id",

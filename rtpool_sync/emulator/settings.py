@@ -14,6 +14,8 @@ __all__ = [
     "audio_output",
     "max_output_tokens",
     "modalities",
+    "prompt",
+    "reasoning",
     "tool_choice",
     "tools",
 ]
@@ -39,48 +41,68 @@ SEMANTIC_VAD: dict[str, Any] = {
 _REASONING = ("gpt-realtime-2",)
 
 
+_FORMAT = check.fields(
+    {"type": check.one_of("audio/pcm", "audio/pcmu", "audio/pcma"), "rate": check.whole(24000, 24000)}, "type"
+)
+_VOICE = check.fields({"id": check.string}, "id")
+
+
 def audio_format(value: Any, param: str) -> dict[str, Any]:
-    value = check.fields(
-        {"type": check.one_of("audio/pcm", "audio/pcmu", "audio/pcma"), "rate": check.whole(24000, 24000)}
-    )(value, param)
-    check.required(value, ("type",), param)
+    value = _FORMAT(value, param)
     return dict(PCM) if value["type"] == "audio/pcm" else {"type": value["type"]}
 
 
 def voice(value: Any, param: str) -> Any:
-    if isinstance(value, dict):
-        value = check.fields({"id": check.string})(value, param)
-        check.required(value, ("id",), param)
-        return value
-    return check.one_of(*VOICES)(value, param)
+    return _VOICE(value, param) if isinstance(value, dict) else check.one_of(*VOICES)(value, param)
 
 
-def _tool(value: Any, param: str) -> dict[str, Any]:
-    value = check.mapping(value, param)
-    kind = check.one_of("function", "mcp")(value.get("type", "function"), f"{param}.type")
-    if kind == "mcp":
-        check.required(value, ("server_label",), param)
-        return {**value, "type": kind}
-    tool: dict[str, Any] = check.fields(
+_TOOLS = {
+    "function": check.fields(
         {
             "type": check.string,
             "name": check.string,
             "description": check.maybe(check.string),
             "parameters": check.maybe(check.mapping),
-        }
-    )(value, param)
-    check.required(tool, ("name",), param)
-    return {**tool, "type": kind}
+        },
+        "name",
+    ),
+    # Taken note of, never called.
+    "mcp": check.fields(
+        {
+            "type": check.string,
+            "server_label": check.string,
+            "server_url": check.maybe(check.string),
+            "server_description": check.maybe(check.string),
+            "authorization": check.maybe(check.string),
+            "allowed_tools": check.maybe(check.list_of(check.string)),
+            "require_approval": check.maybe(check.one_of("always", "never")),
+        },
+        "server_label",
+    ),
+}
+
+
+def _tool(value: Any, param: str) -> dict[str, Any]:
+    value = check.mapping(value, param)
+    kind = check.one_of(*_TOOLS)(value.get("type", "function"), f"{param}.type")
+    return {**_TOOLS[kind](value, param), "type": kind}
 
 
 tools = check.list_of(_tool)
+
+_CHOICES = {
+    "function": check.fields({"type": check.string, "name": check.string}, "name"),
+    "mcp": check.fields(
+        {"type": check.string, "server_label": check.string, "name": check.maybe(check.string)},
+        "server_label",
+    ),
+}
 
 
 def tool_choice(value: Any, param: str) -> Any:
     if isinstance(value, dict):
         check.required(value, ("type",), param)
-        check.one_of("function", "mcp")(value["type"], f"{param}.type")
-        return value
+        return _CHOICES[check.one_of(*_CHOICES)(value["type"], f"{param}.type")](value, param)
     return check.one_of("none", "auto", "required")(value, param)
 
 
@@ -88,26 +110,28 @@ def max_output_tokens(value: Any, param: str) -> Any:
     return value if value == "inf" else check.whole(1, 4096)(value, param)
 
 
+_RATIO = check.fields(
+    {
+        "type": check.one_of("retention_ratio"),
+        "retention_ratio": check.number(0.0, 1.0),
+        "token_limits": check.maybe(
+            check.fields({"post_instructions": check.maybe(check.whole(0, 1 << 20))})
+        ),
+    },
+    "type",
+    "retention_ratio",
+)
+
+
 def _truncation(value: Any, param: str) -> Any:
-    if isinstance(value, dict):
-        ratio: dict[str, Any] = check.fields(
-            {
-                "type": check.one_of("retention_ratio"),
-                "retention_ratio": check.number(0.0, 1.0),
-                "token_limits": check.maybe(check.mapping),
-            }
-        )(value, param)
-        check.required(ratio, ("type", "retention_ratio"), param)
-        return ratio
-    return check.one_of("auto", "disabled")(value, param)
+    return _RATIO(value, param) if isinstance(value, dict) else check.one_of("auto", "disabled")(value, param)
+
+
+_TRACE = check.fields({"workflow_name": check.string, "group_id": check.string, "metadata": check.mapping})
 
 
 def _tracing(value: Any, param: str) -> Any:
-    if isinstance(value, dict):
-        return check.fields(
-            {"workflow_name": check.string, "group_id": check.string, "metadata": check.mapping}
-        )(value, param)
-    return check.one_of("auto")(value, param)
+    return _TRACE(value, param) if isinstance(value, dict) else check.one_of("auto")(value, param)
 
 
 def modalities(value: Any, param: str) -> list[str]:
@@ -121,8 +145,18 @@ def modalities(value: Any, param: str) -> list[str]:
     return list(value)
 
 
-_PROMPT = check.fields(
-    {"id": check.string, "version": check.maybe(check.string), "variables": check.maybe(check.mapping)}
+prompt = check.maybe(
+    check.fields(
+        {
+            "id": check.string,
+            "version": check.maybe(check.string),
+            "variables": check.maybe(check.mapping_of(check.string)),
+        },
+        "id",
+    )
+)
+reasoning = check.maybe(
+    check.fields({"effort": check.maybe(check.one_of("minimal", "low", "medium", "high", "xhigh"))})
 )
 _NOISE_REDUCTION = check.fields(
     {"type": check.one_of("near_field", "far_field"), "strength": check.maybe(check.number(0.0, 1.0))}
@@ -185,13 +219,11 @@ _REALTIME = check.fields(
         "tools": tools,
         "tool_choice": tool_choice,
         "parallel_tool_calls": check.boolean,
-        "reasoning": check.maybe(
-            check.fields({"effort": check.one_of("minimal", "low", "medium", "high", "xhigh")})
-        ),
+        "reasoning": reasoning,
         "max_output_tokens": max_output_tokens,
         "tracing": check.maybe(_tracing),
         "truncation": _truncation,
-        "prompt": check.maybe(_PROMPT),
+        "prompt": prompt,
         "include": _INCLUDE,
     }
 )

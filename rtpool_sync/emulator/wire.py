@@ -209,6 +209,7 @@ class Wire(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.lost = True
+        self.transport.close()  # Python 3.10 takes a TLS transport that was not told for forgotten
         self._end("network", 1006, str(exc) if exc else "")
         for timer in (self._ping_timer, self._pong_timer, self._close_timer):
             if timer is not None:
@@ -342,6 +343,8 @@ class Wire(asyncio.Protocol):
             self._held = []
 
     def let_go(self) -> None:
+        if self._stalled:
+            return
         held, self._held = self._held, None
         for data in held or ():
             self.write(data)
