@@ -193,6 +193,23 @@ def test_bytes_may_come_one_at_a_time_or_all_at_once(shared: RealtimeServer) -> 
         assert [read_frame(sock) for _ in expected] == expected
 
 
+def test_a_message_right_behind_the_request(shared: RealtimeServer) -> None:
+    request = (
+        b"GET /echo HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    data = request + masked(0x81, b"early")
+    for cut in (len(request) - 2, len(request) + 4, len(data)):
+        with socket.create_connection(("127.0.0.1", shared.port), timeout=10) as sock:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for part in (data[:cut], data[cut:]):
+                sock.sendall(part)
+            answer = b""
+            while b"\r\n\r\n" not in answer:
+                answer += sock.recv(1)
+            assert read_frame(sock) == (0x81, b"early")
+
+
 def test_fragments_with_a_ping_between(shared: RealtimeServer) -> None:
     with raw_upgrade(shared) as sock:
         sock.sendall(masked(0x01, b"on") + masked(0x89, b"p") + masked(0x00, b"") + masked(0x80, b"e"))

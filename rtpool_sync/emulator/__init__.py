@@ -13,15 +13,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .connections import ClosedConnection, ConnectionInfo
     from .faults import Faults
     from .relay import DelayRelay
-    from .server import ClosedConnection, ConnectionInfo, RealtimeServer
+    from .server import RealtimeServer
 
 __all__ = ["ClosedConnection", "ConnectionInfo", "DelayRelay", "Faults", "RealtimeServer"]
 
 _HOME = {
-    "ClosedConnection": "server",
-    "ConnectionInfo": "server",
+    "ClosedConnection": "connections",
+    "ConnectionInfo": "connections",
     "DelayRelay": "relay",
     "Faults": "faults",
     "RealtimeServer": "server",

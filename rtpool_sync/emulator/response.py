@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from . import mind
 from .audio import FORMATS, Format, convert, tone
 from .conversation import Conversation, Item
+from .plan import Plan
 
 __all__ = ["Pace", "Response", "Stage"]
 
@@ -55,25 +56,8 @@ class Stage(Protocol):
     def response_over(self, response: Response) -> None: ...
 
 
-@dataclass
-class Plan:
-    """What a response was asked for: the session's settings, and what ``response.create`` changed."""
-
-    instructions: str
-    tools: Sequence[dict[str, Any]]
-    tool_choice: Any
-    modalities: list[str]
-    max_output_tokens: Any
-    voice: Any
-    format: dict[str, Any]
-    prompt: Any
-    metadata: dict[str, str] | None = None
-    in_conversation: bool = True
-    input: Sequence[Item] | None = None
-
-
 class Response:
-    """A response. :meth:`run` yields the seconds to wait before it goes on."""
+    """A response, taken through its life by :meth:`step`."""
 
     def __init__(self, stage: Stage, plan: Plan) -> None:
         self.id = stage.new_id("resp")

@@ -14,76 +14,25 @@ import urllib.parse
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from http import HTTPStatus
 from types import TracebackType
 from typing import Any
 
 from . import raw
+from .admission import http_response, refusal
+from .connections import ClosedConnection, ConnectionInfo, OpenConnection
 from .endpoint import RealtimeEndpoint, RejectingEndpoint
 from .faults import NO_FAULTS, Event, Faults, Mangler
 from .net import Listener, LoopThread, Sockets, will_reset
-from .problems import Problem
 from .relay import DelayRelay
 from .response import Pace
 from .session import Session
 from .tls import Certificate
-from .wire import EchoEndpoint, Endpoint, Headers, Request, Response, Wire
+from .wire import EchoEndpoint, Endpoint, Request, Wire
 
 __all__ = ["ClosedConnection", "ConnectionInfo", "RealtimeServer"]
 
 #: Above the largest legal event: 15 MiB of audio in base64.
 _MAX_MESSAGE = 24 * 1024 * 1024
-
-
-@dataclass(frozen=True)
-class ConnectionInfo:
-    """A connection as it was when asked.
-
-    Attributes:
-        id: Its number, counted from 0 as connections were accepted.
-        session_id: ``None`` on the echo endpoint.
-        opened_at: Unix time of the upgrade.
-        path, query, model: What was asked for.
-        headers: The upgrade request's, names in lower case. Not in the repr: the key is among them.
-        remote_port: The client's port.
-        frames_in, frames_out: Data messages received and sent.
-        items: The conversation's items, in order.
-        session: The effective session configuration.
-        active_responses: Ids of responses under way.
-        received: The client's latest messages, as many as the server was told to ``record``.
-    """
-
-    id: int
-    session_id: str | None
-    opened_at: float
-    path: str
-    query: dict[str, str]
-    model: str | None
-    headers: dict[str, str] = field(repr=False)
-    remote_port: int
-    frames_in: int
-    frames_out: int
-    items: tuple[dict[str, Any], ...]
-    session: dict[str, Any] | None
-    active_responses: tuple[str, ...]
-    received: tuple[str, ...] = field(repr=False)
-
-
-@dataclass(frozen=True)
-class ClosedConnection:
-    """How a connection ended.
-
-    Attributes:
-        code: The close code; 1006 when there was no close frame.
-        by: ``"client"``, ``"server"`` or ``"network"``: who ended it.
-    """
-
-    id: int
-    session_id: str | None
-    code: int
-    reason: str
-    by: str
 
 
 class RealtimeServer:
@@ -189,7 +138,7 @@ class RealtimeServer:
         self._pinned: dict[int, Faults] = {}
         self._wires: dict[int, Wire] = {}
         self._mute: set[socket.socket] = set()
-        self._open: dict[int, _Open] = {}
+        self._open: dict[int, OpenConnection] = {}
         self._closed: list[ClosedConnection] = []
         self._tasks: set[asyncio.Task[None]] = set()
         self._count = 0
@@ -359,7 +308,7 @@ class RealtimeServer:
 
     def expire(self, connection: int | ConnectionInfo | None = None) -> None:
         """Let sessions reach their maximum duration now: one, or all."""
-        self._each(connection, _Open.expire)
+        self._each(connection, OpenConnection.expire)
 
     def emit(self, event: Event, connection: int | ConnectionInfo | None = None) -> None:
         """Send an event nobody asked for, to one or all."""
@@ -370,7 +319,7 @@ class RealtimeServer:
         fault = raw.KINDS[kind]
         self._each(connection, lambda entry: fault(entry.wire, **options))
 
-    def _each(self, which: int | ConnectionInfo | None, action: Callable[[_Open], object]) -> None:
+    def _each(self, which: int | ConnectionInfo | None, action: Callable[[OpenConnection], object]) -> None:
         wanted = which.id if isinstance(which, ConnectionInfo) else which
 
         def run() -> None:
@@ -438,25 +387,22 @@ class RealtimeServer:
             raw.reset(wire)
             return
         if faults.redirect is not None:
-            wire.refuse(_response(302, "", {"Location": faults.redirect}))
+            wire.refuse(http_response(302, headers={"Location": faults.redirect}))
             return
         if faults.refuse is not None:
-            wire.refuse(_response(faults.refuse, faults.refuse_body, faults.refuse_headers))
+            wire.refuse(http_response(faults.refuse, faults.refuse_body, faults.refuse_headers))
             return
         split = urllib.parse.urlsplit(request.path)
         query = dict(urllib.parse.parse_qsl(split.query))
-        model: str | None = None
         endpoint: Endpoint
         if self.echo or split.path == "/echo":
             endpoint = EchoEndpoint(wire)
         elif split.path.rstrip("/").endswith("/realtime"):
-            model = query.get("model")
-            endpoint = self._admit(wire, request, model, query.get("intent", "realtime"))
+            endpoint = self._admit(wire, request, query)
         else:
-            wire.refuse(_response(404, "no such endpoint\n", {}))
+            wire.refuse(http_response(404, "no such endpoint\n"))
             return
-        entry = _Open(wire, endpoint, split.path, query)
-        self._open[wire.index] = entry
+        self._open[wire.index] = OpenConnection(wire, endpoint, split.path, query)
         cookie = [("Set-Cookie", faults.set_cookie)] if faults.set_cookie is not None else []
         wire.accept(endpoint, cookie, faults.trickle)
         if wire.endpoint is None:  # not a WebSocket upgrade after all
@@ -465,34 +411,22 @@ class RealtimeServer:
         self.opened_total += 1
         self.max_open = max(self.max_open, len(self._open))
 
-    def _admit(self, wire: Wire, request: Request, model: str | None, intent: str) -> Endpoint:
+    def _admit(self, wire: Wire, request: Request, query: dict[str, str]) -> Endpoint:
         """Return a session, or the endpoint that says why not."""
-
-        def reject(code: str, message: str, close: int) -> Endpoint:
-            kind = f"invalid_request_error.{code}"
-            return RejectingEndpoint(wire, Problem(code, message), close, kind)
-
-        key = _key(request.headers)
-        if not key or (self.api_keys is not None and key not in self.api_keys):
-            return reject("invalid_api_key", "Incorrect API key provided.", 3000)
-        if "realtime=v1" in request.headers.get("OpenAI-Beta", ""):
-            message = "The Realtime Beta API is no longer supported. Please use /v1/realtime for the GA API."
-            return reject("beta_api_shape_disabled", message, 4000)
-        if intent != "transcription":
-            if not model:
-                return reject("missing_model", "You must provide a model parameter.", 4000)
-            if self.models is not None and model not in self.models:
-                message = f"The model `{model}` does not exist or you do not have access to it."
-                return reject("invalid_model", message, 4000)
-        if self.max_sessions is not None:
-            running = sum(1 for entry in self._open.values() if entry.realtime is not None)
-            if running >= self.max_sessions:
-                message = "The limit of concurrent sessions is reached."
-                return RejectingEndpoint(wire, Problem("session_limit_reached", message), 1008, message)
+        running = sum(1 for entry in self._open.values() if entry.realtime is not None)
+        refused = refusal(
+            request.headers,
+            query,
+            api_keys=self.api_keys,
+            models=self.models,
+            full=self.max_sessions is not None and running >= self.max_sessions,
+        )
+        if refused is not None:
+            return RejectingEndpoint(wire, refused.problem, refused.code, refused.reason)
         session = Session(
-            model=model,
+            model=query.get("model"),
             expires_at=time.time() + self.session_seconds,
-            kind="transcription" if intent == "transcription" else "realtime",
+            kind="transcription" if query.get("intent") == "transcription" else "realtime",
             pace=self.pace,
         )
         index = wire.index
@@ -517,74 +451,6 @@ class RealtimeServer:
         if self._wires.pop(wire.index, None) is not None:
             self._pinned.pop(wire.index, None)
             self._forget_socket(wire.sock)
-
-
-class _Open:
-    """Bookkeeping of one open connection."""
-
-    def __init__(self, wire: Wire, endpoint: Endpoint, path: str, query: dict[str, str]) -> None:
-        self.wire = wire
-        self.realtime = endpoint if isinstance(endpoint, RealtimeEndpoint) else None
-        self.path = path
-        self.query = query
-        self.opened_at = time.time()
-
-    def expire(self) -> None:
-        if self.realtime is not None:
-            self.realtime.expire()
-
-    def emit(self, event: Event) -> None:
-        if self.realtime is not None:
-            self.realtime.emit(event)
-
-    def info(self, relay: DelayRelay | None) -> ConnectionInfo:
-        wire = self.wire
-        session = self.realtime.session if self.realtime else None
-        peer = wire.transport.get_extra_info("peername")
-        port: int = peer[1] if peer else 0
-        headers = wire.request.headers.raw_items() if wire.request else ()
-        return ConnectionInfo(
-            id=wire.index,
-            session_id=session.id if session else None,
-            opened_at=self.opened_at,
-            path=self.path,
-            query=dict(self.query),
-            model=self.query.get("model"),
-            headers={name.lower(): value for name, value in headers},
-            remote_port=relay.ports.get(port, port) if relay else port,
-            frames_in=wire.frames_in,
-            frames_out=wire.frames_out,
-            items=tuple(item.shown() for item in session.conversation.items()) if session else (),
-            session=session.settings.snapshot() if session else None,
-            active_responses=tuple(session.active_responses) if session else (),
-            received=tuple(self.realtime.received) if self.realtime else (),
-        )
-
-
-def _key(headers: Headers) -> str:
-    """Return the key a client shows, in any of the three ways the service takes one."""
-    authorization = headers.get("Authorization", "")
-    if authorization[:7].lower() == "bearer ":
-        return authorization[7:].strip()
-    if headers.get("api-key"):
-        return headers["api-key"]
-    for offered in headers.get("Sec-WebSocket-Protocol", "").split(","):
-        prefix, _, key = offered.strip().partition("openai-insecure-api-key.")
-        if not prefix and key:
-            return key
-    return ""
-
-
-def _response(status: int, body: str, headers: Any) -> Response:
-    data = body.encode()
-    try:
-        phrase = HTTPStatus(status).phrase
-    except ValueError:
-        phrase = "Status"
-    sent = Headers({"Connection": "close", "Content-Length": str(len(data))})
-    for name, value in headers.items():
-        sent[name] = value
-    return Response(status, phrase, sent, data)
 
 
 def _remove(certificate: Certificate, pid: int) -> None:

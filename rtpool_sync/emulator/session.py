@@ -20,8 +20,9 @@ from typing import Any
 from . import check, settings
 from .audio import FORMATS, Format, fingerprint
 from .conversation import Conversation, Item, decode_base64, make_item
+from .plan import Plan, asked_of
 from .problems import Problem, error_event, unknown_parameter
-from .response import Pace, Plan, Response
+from .response import Pace, Response
 from .turns import InputAudio, Speech
 
 __all__ = ["Session"]
@@ -30,35 +31,6 @@ Event = dict[str, Any]
 
 MAX_APPEND = 15 * 1024 * 1024
 _TOKEN_LIMIT = 400_000
-
-
-def _metadata(value: Any, param: str) -> dict[str, str]:
-    pairs = check.mapping(value, param)
-    if len(pairs) > 16:
-        raise Problem("invalid_value", f"Invalid '{param}': more than 16 pairs.", param)
-    for key, text in pairs.items():
-        check.string(text, f"{param}.{key}")
-        if len(key) > 64 or len(text) > 512:
-            raise Problem("invalid_value", f"Invalid '{param}.{key}': too long.", f"{param}.{key}")
-    return pairs
-
-
-_RESPONSE = check.fields(
-    {
-        "conversation": check.one_of("auto", "none"),
-        "metadata": check.maybe(_metadata),
-        "input": check.list_of(check.mapping),
-        "instructions": check.string,
-        "output_modalities": settings.modalities,
-        "audio": check.fields({"output": settings.audio_output}),
-        "tools": settings.tools,
-        "tool_choice": settings.tool_choice,
-        "parallel_tool_calls": check.boolean,
-        "reasoning": settings.reasoning,
-        "max_output_tokens": settings.max_output_tokens,
-        "prompt": settings.prompt,
-    }
-)
 
 
 class Session:
@@ -433,31 +405,7 @@ class Session:
     # -- responses -----------------------------------------------------------------------------
 
     def _plan(self, asked: Mapping[str, Any]) -> Plan:
-        public = self.settings.public
-        speaks = {**public["audio"]["output"], **asked.get("audio", {}).get("output", {})}
-        plan = Plan(
-            instructions=asked.get("instructions", public["instructions"]),
-            tools=asked.get("tools", public["tools"]),
-            tool_choice=asked.get("tool_choice", public["tool_choice"]),
-            modalities=asked.get("output_modalities", public["output_modalities"]),
-            max_output_tokens=asked.get("max_output_tokens", public["max_output_tokens"]),
-            voice=speaks["voice"],
-            format=speaks["format"],
-            prompt=asked.get("prompt", public["prompt"]),
-            metadata=asked.get("metadata"),
-            in_conversation=asked.get("conversation", "auto") == "auto",
-        )
-        if self._voice_locked and plan.in_conversation and plan.voice != public["audio"]["output"]["voice"]:
-            raise Problem(
-                "cannot_update_voice",
-                "Cannot update a conversation's voice if assistant audio is present.",
-                "response.audio.output.voice",
-            )
-        if "input" in asked:
-            plan.input = [
-                self._input_item(raw, f"response.input[{index}]") for index, raw in enumerate(asked["input"])
-            ]
-        return plan
+        return Plan.make(asked, self.settings.public, self._input_item, voice_locked=self._voice_locked)
 
     def _input_item(self, raw: Mapping[str, Any], param: str) -> Item:
         if raw.get("type") != "item_reference":
@@ -471,8 +419,7 @@ class Session:
     def _response_create(self, event: Mapping[str, Any]) -> None:
         if self._kind != "realtime":
             raise Problem("invalid_value", "A transcription session has no responses.", "type")
-        asked = event.get("response")
-        self._create_response(self._plan({} if asked is None else _RESPONSE(asked, "response")))
+        self._create_response(self._plan(asked_of(event)))
 
     def _create_response(self, plan: Plan) -> None:
         active = self._active() if plan.in_conversation else None

@@ -11,13 +11,15 @@ from .problems import Problem
 
 __all__ = [
     "SessionSettings",
-    "audio_output",
+    "audio_format",
     "max_output_tokens",
     "modalities",
     "prompt",
     "reasoning",
     "tool_choice",
     "tools",
+    "voice",
+    "voice_is_locked",
 ]
 
 VOICES = ("alloy", "ash", "ballad", "coral", "echo", "sage", "shimmer", "verse", "marin", "cedar")
@@ -206,7 +208,7 @@ _AUDIO_INPUT = {
     "transcription": check.maybe(_TRANSCRIPTION),
     "turn_detection": check.maybe(_turn_detection),
 }
-audio_output = check.fields({"format": audio_format, "voice": voice, "speed": check.number(0.25, 1.5)})
+_AUDIO_OUTPUT = check.fields({"format": audio_format, "voice": voice, "speed": check.number(0.25, 1.5)})
 _INCLUDE = check.maybe(check.list_of(check.one_of("item.input_audio_transcription.logprobs")))
 
 _REALTIME = check.fields(
@@ -215,7 +217,7 @@ _REALTIME = check.fields(
         "model": check.string,
         "instructions": check.string,
         "output_modalities": modalities,
-        "audio": check.fields({"input": check.fields(_AUDIO_INPUT), "output": audio_output}),
+        "audio": check.fields({"input": check.fields(_AUDIO_INPUT), "output": _AUDIO_OUTPUT}),
         "tools": tools,
         "tool_choice": tool_choice,
         "parallel_tool_calls": check.boolean,
@@ -234,6 +236,11 @@ _TRANSCRIPTION_SESSION = check.fields(
         "include": _INCLUDE,
     }
 )
+
+
+def voice_is_locked(param: str) -> Problem:
+    message = "Cannot update a conversation's voice if assistant audio is present."
+    return Problem("cannot_update_voice", message, param)
 
 
 class SessionSettings:
@@ -329,11 +336,7 @@ class SessionSettings:
         speaks = public["audio"]["output"]
         wanted = change.get("audio", {}).get("output", {})
         if voice_locked and wanted.get("voice", speaks["voice"]) != speaks["voice"]:
-            raise Problem(
-                "cannot_update_voice",
-                "Cannot update a conversation's voice if assistant audio is present.",
-                "session.audio.output.voice",
-            )
+            raise voice_is_locked("session.audio.output.voice")
         if responding and wanted.get("speed", speaks["speed"]) != speaks["speed"]:
             raise Problem(
                 "invalid_value", "Speed can only be changed between turns.", "session.audio.output.speed"

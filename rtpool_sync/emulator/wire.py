@@ -136,7 +136,7 @@ class Wire(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self.endpoint is None:
-            self._feed(data)
+            self._request(data)
             return
         if self._stalled:
             return
@@ -190,6 +190,21 @@ class Wire(asyncio.Protocol):
             del buffer[:position]
         if self._out:
             self.flush()
+
+    def _request(self, data: bytes) -> None:
+        """Feed the upgrade request, and only that: frames that came with it are taken apart above."""
+        before = len(self._buffer)
+        self._buffer += data
+        end = self._buffer.find(b"\r\n\r\n")
+        del self._buffer[:-3]  # enough to find the end if it is split
+        if end < 0:
+            self._feed(data)
+            return
+        self._buffer.clear()
+        end += 4 - before
+        self._feed(data[:end])
+        if end < len(data) and self.endpoint is not None:
+            self.data_received(data[end:])
 
     def eof_received(self) -> bool:
         with contextlib.suppress(EOFError):
