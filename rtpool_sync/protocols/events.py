@@ -36,14 +36,15 @@ DELTAS = {
 # The same, and the append, recognised in undecoded text. Only the beginning is looked at, where
 # every known peer writes these fields; what looks different is decoded.
 _ID = r'(?:"event_id": ?"[^"\\]*", ?)?'
-_DELTA_TEXT = re.compile(
-    rf'\{{{_ID}"type": ?"(response\.[a-z_]+\.delta)", ?{_ID}"response_id": ?"([^"\\]*)"', re.ASCII
-)
-_DELTA_BYTES = re.compile(_DELTA_TEXT.pattern.encode())
-_APPEND_TEXT = re.compile(rf'\{{{_ID}"type": ?"{re.escape(APPEND)}"', re.ASCII)
-_APPEND_BYTES = re.compile(_APPEND_TEXT.pattern.encode())
+_DELTA = rf'\{{{_ID}"type": ?"(response\.[a-z_]+\.delta)", ?{_ID}"response_id": ?"([^"\\]*)"'
+_DELTA_TEXT = re.compile(_DELTA, re.ASCII).match
+_DELTA_BYTES = re.compile(_DELTA.encode()).match
+_APPEND = rf'\{{{_ID}"type": ?"{re.escape(APPEND)}"'
+_APPEND_TEXT = re.compile(_APPEND, re.ASCII).match
+_APPEND_BYTES = re.compile(_APPEND.encode()).match
+_USUAL = ('{"type":"' + APPEND + '"', '{"type": "' + APPEND + '"')
 
-# Where an error does not say which event it answers, its code or the field it names may.
+# Where an error does not say which event it answers, the field it names or its code may.
 _CODES = (
     ("conversation_already_has_active_response", "respond"),
     ("response_cancel", "cancel"),
@@ -69,19 +70,18 @@ def parse(message: str | bytes) -> dict[str, Any] | None:
 
 def is_append(message: str | bytes) -> bool:
     """Whether a message is an ``input_audio_buffer.append``. False: to be decoded for an answer."""
-    pattern: Any = _APPEND_TEXT if isinstance(message, str) else _APPEND_BYTES
-    return pattern.match(message) is not None
-
-
-def delta_in(message: str | bytes) -> dict[str, str] | None:
-    """What matters of a delta of a response. ``None``: to be decoded for an answer."""
     if isinstance(message, str):
-        found = _DELTA_TEXT.match(message)
-        return None if found is None else {"type": found[1], "response_id": found[2]}
-    head = _DELTA_BYTES.match(message)
-    if head is None:
-        return None
-    return {"type": head[1].decode(), "response_id": head[2].decode(errors="replace")}
+        return message.startswith(_USUAL) or _APPEND_TEXT(message) is not None
+    return _APPEND_BYTES(message) is not None
+
+
+def delta_in(message: str | bytes) -> tuple[str, str] | None:
+    """Type and response of a delta. ``None``: to be decoded for an answer."""
+    if isinstance(message, str):
+        text = _DELTA_TEXT(message)
+        return None if text is None else (text[1], text[2])
+    data = _DELTA_BYTES(message)
+    return None if data is None else (data[1].decode(), data[2].decode(errors="replace"))
 
 
 def name_of(event: Mapping[str, Any], field: str) -> str | None:
@@ -113,12 +113,12 @@ def error_of(event: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def kind_of_error(error: Mapping[str, Any]) -> str | None:
-    """The kind of request that an error answers, if its code or ``param`` tells."""
+    """The kind of request that an error answers, if the field it names or its code tells."""
+    kind = _PARAMS.get((name_of(error, "param") or "").partition(".")[0])
+    if kind is not None:
+        return kind
     code = name_of(error, "code") or ""
-    for prefix, kind in _CODES:
-        if code.startswith(prefix):
-            return kind
-    return _PARAMS.get((name_of(error, "param") or "").partition(".")[0])
+    return next((kind for prefix, kind in _CODES if code.startswith(prefix)), None)
 
 
 def named_in(error: Mapping[str, Any]) -> set[str]:

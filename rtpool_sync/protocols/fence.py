@@ -104,7 +104,7 @@ class Fence:
                 return True
             if event_id in self._events:
                 return True
-        if any(name in self._ids and name not in track.ids for name in named_in(error)):
+        if any(name in self._ids for name in named_in(error) - track.ids - track.named):
             return True
         if self.sessions == 0 or kind is None or kind in track.kinds:
             return False

@@ -289,7 +289,11 @@ class RealtimeSession(SessionProtocol):
     def sent(self, message: str | bytes | Mapping[str, Any]) -> None:
         """Note a message of the borrower, before it is written."""
         event: Any = message
-        if isinstance(message, (str, bytes, bytearray)):
+        if isinstance(message, dict):
+            if message.get("type") == APPEND:
+                self.track.audio_in = True
+                return
+        elif isinstance(message, (str, bytes, bytearray)):
             if is_append(message):
                 self.track.audio_in = True
                 return
@@ -317,8 +321,14 @@ class RealtimeSession(SessionProtocol):
     def received_text(self, message: str | bytes) -> bool:
         """The same for a message that the borrower reads undecoded."""
         delta = delta_in(message)
-        if delta is not None and delta["type"] in DELTAS:
-            return self.received(delta)
+        if delta is not None:
+            audible = DELTAS.get(delta[0])
+            if audible is not None:
+                if delta[1] in self._ids:
+                    if audible:
+                        self.spoken = True
+                    return True
+                return self._received({"type": delta[0], "response_id": delta[1]})
         return self._received(parse(message))
 
     def _received(self, event: Any) -> bool:

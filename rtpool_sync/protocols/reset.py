@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from .events import error_of, kind_of_error, name_of
 from .refusals import quote
-from .snapshot import difference, patch, turn_detection
+from .snapshot import difference, patch, stopped, turn_detection
 from .tracking import Request
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ class Reset:
         items = list(track.items)
         for name in items:
             link.ask({"type": "conversation.item.delete", "item_id": name}, "delete")
-        current = link.effective if self._mark is None else {**link.effective, "instructions": self._mark}
+        # Of a quiet session the acknowledgement of `stop` is still to come.
+        current = stopped(link.effective, self._mark)
         settings = patch(link.snapshot, current, keep_voice=link.spoken)
         link.ask({"type": "session.update", "session": settings}, "restore")
         if items:

@@ -15,6 +15,7 @@ __all__ = [
     "mcp_tools",
     "patch",
     "settings_of",
+    "stopped",
     "turn_detection",
     "voice",
     "words",
@@ -91,7 +92,10 @@ def _patch(snapshot: Mapping[str, Any], effective: Mapping[str, Any]) -> dict[st
     for name, value in snapshot.items():
         current = effective.get(name)
         if isinstance(value, Mapping):
-            changes[name] = _patch(value, current if isinstance(current, Mapping) else {})
+            # One of another type has other fields, which need not be unset.
+            if not isinstance(current, Mapping) or current.get("type") != value.get("type"):
+                current = {}
+            changes[name] = _patch(value, current)
         elif value is not None or current is not None:
             # A null that is null already says nothing, and some fields are shown as null by
             # servers that refuse to be sent them (`reasoning` of gpt-realtime-1.5).
@@ -100,6 +104,17 @@ def _patch(snapshot: Mapping[str, Any], effective: Mapping[str, Any]) -> dict[st
         if name not in snapshot and current is not None:
             changes[name] = None
     return changes
+
+
+def stopped(effective: Mapping[str, Any], instructions: str | None) -> dict[str, Any]:
+    """``effective`` without voice activity detection, and with these instructions, if any."""
+    stopped = dict(effective)
+    if instructions is not None:
+        stopped["instructions"] = instructions
+    audio = effective.get("audio")
+    if isinstance(audio, Mapping):
+        stopped["audio"] = {**audio, "input": {**_audio(effective, "input"), "turn_detection": None}}
+    return stopped
 
 
 def _audio(settings: Mapping[str, Any], direction: str) -> Mapping[str, Any]:

@@ -59,7 +59,7 @@ _WEIGHTY = frozenset({"update", "commit", "clear", "create", "respond"})
 _LIMIT = 10_000
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Request:
     """A client event that the server has yet to answer.
 
@@ -88,6 +88,7 @@ class Track:
 
     Attributes:
         ids: Every response and item id that belongs to this session.
+        named: Those it asked something about, whether they are its own or not.
         events: The ``event_id`` of everything it sent, audio excepted.
         words: Hashes of the free texts it put into session settings.
         voices: Voices it asked for in single responses.
@@ -106,6 +107,7 @@ class Track:
 
     def __init__(self) -> None:
         self.ids: set[str] = set()
+        self.named: set[str] = set()
         self.events: set[str] = set()
         self.words: set[int] = set()
         self.voices: list[Any] = []
@@ -120,7 +122,9 @@ class Track:
         self.responded = False
         self.mcp = False
         self.untracked: str | None = None
-        self._speech: set[str] = set()  # items that voice activity detection is about to commit
+        # Items that voice activity detection is about to commit. True: for want of any speech, which
+        # always makes it respond.
+        self._speech: dict[str, bool] = {}
         self._listens = False  # voice activity detection is on…
         self._answers = False  # …and starts responses…
         self._initiative = False  # …even in silence
@@ -187,12 +191,12 @@ class Track:
             key = name_of(part_of(event, "item"), "id")
             if key is not None:
                 self.ids.add(key)
-        elif kind in ("delete", "retrieve", "truncate"):
-            key = name_of(event, "item_id")
         elif kind == "respond":
             key = self._asked_response(part_of(event, "response"))
-        elif kind == "cancel":
-            key = name_of(event, "response_id")
+        else:
+            key = name_of(event, "item_id") or name_of(event, "response_id")
+            if key is not None:
+                self.named.add(key)
         if len(self.requests) >= _LIMIT:
             self.lose(f"the server left {_LIMIT} requests unanswered")
             return
@@ -230,11 +234,18 @@ class Track:
             if event_id in self.events:
                 return None  # about a request that was answered before
         kind = kind_of_error(error)
-        if kind is None:
-            return None
+        named = named_in(error)
+        open_ = [request for request in self.requests if request.kind == kind]
         if kind == "respond":
-            return self.settle(kind, "default", "apart", "vad")
-        return self.settle(kind, *named_in(error)) or self.settle_oldest(kind)
+            # A voice turn has no field that could be wrong, and one apart cannot be in the way.
+            keys = ("default", "apart") if name_of(error, "param") else ("default", "vad")
+            open_ = [request for request in open_ if request.key in keys]
+            named = set()
+        # Best the one it names; then one that had no event_id, or it would have been shown; the oldest.
+        found = min(open_, key=lambda one: (one.key not in named, one.event_id is not None), default=None)
+        if found is not None:
+            self.requests.remove(found)
+        return found
 
     # -- what the server says
 
@@ -305,9 +316,10 @@ class Track:
             return None  # said before
         self.ids.add(name)
         self.items[name] = False
+        # An item announced by voice activity detection, or that nobody asked for, is committed by
+        # the server, which now asks itself for a response.
         answered = None if name in self._speech else self.settle_oldest("commit")
-        if answered is None and self._answers:
-            # Committed by voice activity detection: the server now asks itself for a response.
+        if answered is None and (self._answers or self._speech.get(name)):
             self.requests.append(Request("respond", key="vad"))
         return answered
 
@@ -315,7 +327,7 @@ class Track:
         name = name_of(event, "item_id")
         if name is not None:
             self.ids.add(name)
-            self._speech.add(name)
+            self._speech[name] = event.get("type") == "input_audio_buffer.timeout_triggered"
 
     def _cleared(self, event: Mapping[str, Any]) -> Request | None:
         answered = self.settle_oldest("clear")

@@ -112,6 +112,14 @@ def test_the_same_words_may_be_chosen_again() -> None:
     desk.hears({"type": "session.updated", "session": {**DEFAULTS, "instructions": OLD}})
 
 
+def test_a_question_about_an_old_id_is_answered() -> None:
+    desk = second_session()
+    desk.sends({"type": "conversation.item.delete", "item_id": "mine_1"})
+    desk.hears(error("item_delete_invalid_item_id", None, "Item mine_1 does not exist."))
+    assert desk.protocol.track.requests == []
+    assert not desk.protocol.received(item("mine_1"))
+
+
 def test_the_words_of_the_pool_belong_to_every_session() -> None:
     settings = {**DEFAULTS, "instructions": "instructions of the whole pool"}
     desk = Desk(settings)

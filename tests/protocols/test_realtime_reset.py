@@ -318,6 +318,10 @@ def test_what_the_borrower_asked_last_is_awaited(request_: Event, answers: list[
     desk.sends(request_)
     asked = desk.reset()
     assert kinds(asked) == STOP
+    if request_ is not UPDATE and request_["type"] != "input_audio_buffer.clear":
+        desk.answers(asked)
+        asked = []
+        assert desk.asked() == []
     desk.feed(*answers)
     desk.answers(asked)
     desk.answers(desk.asked())
@@ -333,6 +337,7 @@ def test_what_the_borrower_asked_last_is_never_answered(request_: Event) -> None
         asked = asked[1:]  # its answer would be taken for the borrower's
     desk.answers(asked)
     assert desk.outcome is None
+    assert desk.asked() == []
     assert desk.protocol.wake_at is not None
     desk.protocol.tick(desk.protocol.wake_at - 0.1)
     assert desk.outcome is None

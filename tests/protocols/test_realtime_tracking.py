@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -112,7 +113,10 @@ TABLE: list[tuple[list[Event], list[str], list[str], list[tuple[str, str | None]
     ([RESPOND, {"type": "response.content_part.added", "response_id": "resp_1"}], [], ["resp_1"], []),
     ([RESPOND, {"type": "response.content_part.added"}], [], [], [("respond", "default")]),
     ([RESPOND, error("conversation_already_has_active_response")], [], [], []),
-    ([RESPOND, error("invalid_value", param="response.voice")], [], [], []),
+    ([RESPOND, error("cannot_update_voice", param="response.audio.output.voice")], [], [], []),
+    ([APART, error("invalid_value", param="response.input")], [], [], []),
+    ([APART, error("conversation_already_has_active_response")], [], [], [("respond", "apart")]),
+    ([APPEND, COMMITTED, error("conversation_already_has_active_response")], ["item_1"], [], []),
     # …which of the two is it that was created?
     ([RESPOND, APART, created("resp_1", conversation_id=None)], [], ["resp_1"], [("respond", "default")]),
     ([RESPOND, APART, created("resp_1")], [], ["resp_1"], [("respond", "apart")]),
@@ -187,6 +191,9 @@ def test_voice_activity_detection_without_responses() -> None:
     desk.current["audio"]["input"]["turn_detection"] = {"type": "server_vad", "create_response": False}
     desk.hears({"type": "session.updated", "session": desk.current}, COMMITTED)
     assert desk.protocol.track.requests == []
+    silence = {"type": "input_audio_buffer.timeout_triggered", "item_id": "item_2"}
+    desk.hears(silence, {"type": "input_audio_buffer.committed", "item_id": "item_2"})
+    assert [request.key for request in desk.protocol.track.requests] == ["vad"]
 
 
 AUDIBLE: list[Event] = [
@@ -245,6 +252,9 @@ def test_appends_are_not_decoded(message: str, monkeypatch: pytest.MonkeyPatch) 
         desk.protocol.track.audio_in = False
         desk.protocol.sent(form)  # type: ignore[arg-type]
         assert desk.protocol.track.audio_in
+    desk.protocol.track.audio_in = False
+    desk.protocol.sent({"type": "input_audio_buffer.append"})
+    assert desk.protocol.track.audio_in
 
 
 @pytest.mark.parametrize(
@@ -271,8 +281,29 @@ def test_deltas_are_not_decoded(message: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(events.json, "loads", None)
     for form in (message, message.encode()):
         assert desk.protocol.received_text(form)
+        assert list(desk.protocol.track.active) == ["r"]
+        assert desk.protocol.spoken
+        desk.protocol.spoken = False
+        assert desk.protocol.received_text(form.replace(*one_of(form, "audio", "text")))
+        assert not desk.protocol.spoken
+
+
+def one_of(form: Any, *words: str) -> list[Any]:
+    return [word.encode() if isinstance(form, bytes) else word for word in words]
+
+
+def test_deltas_of_a_type_yet_to_come() -> None:
+    desk = Desk()
+    assert desk.protocol.received_text('{"type":"response.output_video.delta","response_id":"r"}')
     assert list(desk.protocol.track.active) == ["r"]
-    assert desk.protocol.spoken
+
+
+def test_a_mapping_that_is_no_dict() -> None:
+    desk = Desk()
+    desk.protocol.sent(MappingProxyType({"type": "input_audio_buffer.append"}))
+    assert desk.protocol.track.audio_in
+    desk.protocol.sent(MappingProxyType(CREATE))
+    assert len(desk.protocol.track.requests) == 1
 
 
 def test_ids_that_are_no_text() -> None:

@@ -13,6 +13,7 @@ from rtpool_sync.protocols.snapshot import (
     mcp_tools,
     patch,
     settings_of,
+    stopped,
     turn_detection,
     voice,
     words,
@@ -65,6 +66,12 @@ def test_difference(one: Any, other: Any, where: str | None) -> None:
             {"audio": {"input": {"transcription": {"model": "m", "language": None}}}},
         ),
         ({"audio": {"input": {"a": 1}}}, {"audio": None}, {"audio": {"input": {"a": 1}}}),
+        # What has another type has other fields.
+        (
+            {"tool_choice": {"type": "function", "name": "f"}},
+            {"tool_choice": {"type": "mcp", "server_label": "s"}},
+            {"tool_choice": {"type": "function", "name": "f"}},
+        ),
         # Tracing cannot be restored.
         ({"tracing": None}, {"tracing": "auto"}, {}),
         ({"tracing": "auto"}, {"tracing": None}, {}),
@@ -106,6 +113,27 @@ def test_reading_settings() -> None:
     assert mcp_tools({"tools": [7, {"type": "mcp"}]})
     assert not mcp_tools({"tools": {"type": "mcp"}})
     assert not mcp_tools({})
+
+
+@pytest.mark.parametrize(
+    ("effective", "after"),
+    [
+        ({}, {"instructions": "x"}),
+        ({"audio": None}, {"instructions": "x", "audio": None}),
+        (
+            {"audio": {"output": 7}},
+            {"instructions": "x", "audio": {"output": 7, "input": {"turn_detection": None}}},
+        ),
+        (
+            {"audio": {"input": {"a": 1, "turn_detection": {}}}},
+            {"instructions": "x", "audio": {"input": {"a": 1, "turn_detection": None}}},
+        ),
+    ],
+)
+def test_stopped(effective: Any, after: Any) -> None:
+    assert stopped(effective, "x") == after
+    del after["instructions"]
+    assert stopped(effective, None) == after
 
 
 def test_words() -> None:
