@@ -62,6 +62,7 @@ class PooledConnection:
         "ping_sent",
         "protocol",
         "proved_at",
+        "received_back",
         "reset_started",
         "session_count",
         "state",
@@ -97,6 +98,7 @@ class PooledConnection:
         self.due = 0.0  # when to look at it next; entries of the timer heap that differ are stale
         self.watched = False  # registered with the selector
         self.close_by = 0.0
+        self.received_back = False  # the reaper has begun with what the last borrower left; cleared by lend()
         self.next_ping_at = 0.0
         self.ping_sent = False
         self.reset_started = 0.0
@@ -381,30 +383,46 @@ class RealtimeConnection(Claim):
 
     # -- the pool's side
 
-    def _configure(self, session: Mapping[str, Any], end: float) -> None:
+    def _configure(self, session: Mapping[str, Any], end: float, patience: float) -> None:
         """Apply ``session`` and wait for its acknowledgement, in the borrower's thread.
 
-        Raises the protocol's error, :class:`ConnectionLost`, or :class:`PoolTimeout` at ``end``.
+        Args:
+            end: When the caller's time is over.
+            patience: Seconds the server has for the acknowledgement.
+
+        Raises:
+            SessionRejected: The server refused the settings.
+            PoolTimeout: ``end`` came first.
+            ConnectionLost: It is the connection's fault, not the caller's: another one may serve.
         """
         member, transport = self._borrowed()
         protocol = member.protocol
-        protocol.configure(session, monotonic())
+        now = monotonic()
+        silent_at = min(end, now + patience)
+        protocol.configure(session, now)
         while protocol.pending:
             for message in protocol.outgoing():
-                transport.send(message, TEXT, max(0.0, end - monotonic()), self._lease)
+                transport.send(message, TEXT, max(0.0, silent_at - monotonic()), self._lease)
             now = monotonic()
-            until = end if protocol.wake_at is None else min(end, protocol.wake_at)
+            until = silent_at if protocol.wake_at is None else min(silent_at, protocol.wake_at)
             try:
                 protocol.feed(transport.recv(max(0.0, until - now), self._lease), monotonic())
             except RecvTimeout:
                 now = monotonic()
+                if now < silent_at:
+                    protocol.tick(now)
+                    continue
+                text = "the session settings were not acknowledged in time"
+                self.invalidate(text)
                 if now >= end:
-                    self.invalidate("session settings not acknowledged")
-                    raise PoolTimeout("the session settings were not acknowledged in time") from None
-                protocol.tick(now)
+                    raise PoolTimeout(text) from None
+                raise ConnectionLost(text, reason=text) from None
         failure = protocol.failure
         if failure is not None:
-            raise failure.error or ConnectionLost(failure.message, reason=failure.message)
+            if failure.error is not None:
+                raise failure.error
+            self.invalidate(failure.message)
+            raise ConnectionLost(failure.message, reason=failure.message)
 
 
 def _decode_object(text: str | bytes) -> Any:

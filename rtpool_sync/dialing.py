@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import threading
 from typing import TYPE_CHECKING
 
 from .connection import PooledConnection
@@ -20,6 +21,7 @@ class Dialing:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
+        self._lock = threading.Lock()  # guards making the context
         self._context: ssl.SSLContext | None = None
         self._session: ssl.SSLSession | None = None
 
@@ -32,11 +34,10 @@ class Dialing:
         endpoint = Endpoint.from_url(config.connect_url)
         context = None
         if endpoint.secure:
-            context = self._context
-            if context is None:
-                # Two threads may make one each at the very beginning: harmless,
-                # a session is resumed with the context it came from or not at all.
-                context = self._context = make_context(config.ca_file)
+            with self._lock:  # held while files are read, by connector threads only: one context, made once
+                if self._context is None:
+                    self._context = make_context(config.ca_file)
+                context = self._context
         return Dial(
             endpoint,
             lambda: config.upgrade_headers(needs_key),

@@ -89,6 +89,7 @@ class Ledger:
         if idle and idle[-1] is member:
             del idle[-1]
         member.state = State.IN_USE
+        member.received_back = False
         member.busy_since = now
         member.session_count += 1
         member.lease = lease

@@ -147,12 +147,16 @@ class Lifecycle:
     def received_back(self, member: PooledConnection, now: float) -> None:
         """Look at what a borrower, or a checkout that did not like it, has left to us."""
         if member.state is State.IDLE:
-            self.examine(member, now)
+            with self._ledger.lock:
+                reserved = member not in self._ledger.idle
+            if reserved:
+                self.examine(member, now)
             return
-        if member.state is not State.RESETTING:
+        if member.state is not State.RESETTING or member.received_back:
             return
         transport = member.transport
         assert transport is not None
+        member.received_back = True
         if member.leak_reported:
             log.warning(
                 "pool %r: connection #%d, reported as leaked, was returned", self._ledger.name, member.id
@@ -183,6 +187,8 @@ class Lifecycle:
         self._drive_reset(member, now)
 
     def _drive_reset(self, member: PooledConnection, now: float) -> None:
+        if not member.received_back:
+            return  # given back a moment ago: its reset has not begun, whatever its socket says
         protocol = member.protocol
         is_open = self._drive(member, now)
         failure = protocol.failure

@@ -39,7 +39,7 @@ class Loop:
 
     def wait(self, timeout: float) -> list[PooledConnection]:
         """Wait until something happens, at most ``timeout`` seconds; return the readable connections."""
-        events = self._selector.select(timeout)
+        events = self._selector.select(min(timeout, 3600.0))  # epoll counts milliseconds in 32 bits
         return [key.data for key, _ in events if key.data is not None]
 
     def awake(self) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
-from .config import PoolConfig
+from .config import PoolConfig, PoolOptions
 from .connection import Claim, RealtimeConnection
 from .errors import ConfigError, ConnectionLost, PoolClosed
 from .ledger import Ledger, Waiter, again
@@ -98,15 +98,18 @@ class RealtimePool:
         registry: Any = None,
         **overrides: Any,
     ) -> None:
-        if config is None:
-            from .settings import load
-
-            config = load(name, **overrides)
-        elif not isinstance(config, PoolConfig):
-            raise ConfigError(f"config must be a PoolConfig, not {type(config).__name__}")
-        elif overrides:
-            config = config.replace(**overrides)
         kind = _protocol(protocol)
+        if config is not None and not isinstance(config, PoolConfig):
+            raise ConfigError(f"config must be a PoolConfig, not {type(config).__name__}")
+        try:
+            if config is None:
+                from .settings import load
+
+                config = load(name, **overrides)
+            elif overrides:
+                config = config.replace(**overrides)
+        finally:
+            overrides.clear()  # the key may be among them, and an error's traceback holds this frame
         if kind.needs_key:
             config.require_key()
         self.name = name
@@ -377,7 +380,7 @@ class RealtimePool:
                     member = handle._borrowed()[0]
                     member.borrower_stack = f"thread {threading.current_thread().name!r}:\n{stack}"
                 if session is not None:
-                    handle._configure(session, end)
+                    handle._configure(session, end, self.config.reset_timeout)
                 return handle
             except ConnectionLost:
                 # It died under our hands: the caller has not seen it, so another one may serve.
@@ -438,8 +441,12 @@ class RealtimePool:
             ConfigError: A value is out of range; nothing was changed.
         """
         self._check_process()
-        changes = {"max_connections": max_connections, "min_idle": min_idle}
-        config = self.config.replace(**{k: v for k, v in changes.items() if v is not None})
+        changes: PoolOptions = {}
+        if max_connections is not None:
+            changes["max_connections"] = max_connections
+        if min_idle is not None:
+            changes["min_idle"] = min_idle
+        config = self.config.replace(**changes)
         with self._ledger.lock:
             self._ledger.config = config
         self._wake()

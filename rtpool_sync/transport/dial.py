@@ -10,7 +10,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies_environment
 from urllib.request import proxy_bypass_environment as bypassed  # type: ignore[attr-defined]  # public, not in typeshed
@@ -53,6 +53,8 @@ def make_context(ca_file: str | None = None) -> ssl.SSLContext:
         problem = str(error)
     else:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
+        # A server of TLS 1.2 that renegotiates would have writing wait for reading.
+        context.options |= ssl.OP_NO_RENEGOTIATION
         return context
     raise ConfigError(f"ca_file: {ca_file!r} is not a readable PEM file of certificates ({problem})")
 
@@ -64,13 +66,13 @@ class Endpoint:
     Attributes:
         secure: Whether to use TLS.
         host, port: Of the server, not of a proxy.
-        resource: Path and query of the request line.
+        resource: Path and query of the request line. Not shown: gateways take keys there.
     """
 
     secure: bool
     host: str
     port: int
-    resource: str
+    resource: str = field(repr=False)
 
     @classmethod
     def from_url(cls, url: str) -> Endpoint:
@@ -143,6 +145,8 @@ class Dial:
             problem = self._refusal(refused)
         except ConfigError as error:
             problem = ConnectError(str(error), permanent=True, kind="auth")
+        except ConnectError as error:
+            problem = error.with_traceback(None)
         except (TimeoutError, websocket.WebSocketTimeoutException):
             problem = ConnectError(
                 f"no connection to {self._endpoint.netloc} within {self._timeout:.2f} s ({self._doing()})",
@@ -162,12 +166,18 @@ class Dial:
                 redact(f"cannot connect to {self._endpoint.netloc} ({self._doing()}): {text}"),
                 kind=self._phase,
             )
+        except BaseException:
+            self._discard()
+            raise
         else:
             return transport
+        self._discard()
+        raise problem
+
+    def _discard(self) -> None:
         if self._stream is not None:
             self._stream.abort()
             self._stream.close()
-        raise problem
 
     def _doing(self) -> str:
         return {
@@ -182,9 +192,9 @@ class Dial:
         endpoint = self._endpoint
         proxy = self._proxy()
         host, port = (proxy.hostname or "", proxy.port or 80) if proxy else (endpoint.host, endpoint.port)
-        addresses = resolve(host, port, end)
+        addresses = resolve(host, port, end, self._aborted)
         self._phase = "tcp"
-        self._stream = stream = Stream(connect_tcp(addresses, end))
+        self._stream = stream = Stream(connect_tcp(addresses, end, self._aborted))
         if self._aborted.is_set():  # before the stream existed
             raise ConnectionAbortedError("aborted")
         if proxy:
@@ -195,12 +205,12 @@ class Dial:
             assert self._context is not None
             stream.start_tls(self._context, endpoint.host, self._session, end)
         self._phase = "handshake"
-        stream.begin_upgrade(end, self._headers)
+        stream.begin_upgrade(end, self._headers, endpoint.resource)
         transport = Transport(max_size=self._max_size, enable_multithread=True, skip_utf8_validation=True)
         # The URL's host is not ours on purpose: the library looks cookies up by
         # it, in a jar shared by the whole process, and has no option against it.
         transport.connect(  # type: ignore[no-untyped-call]
-            "ws://rtpool.invalid" + endpoint.resource,
+            "ws://rtpool.invalid/",
             socket=stream,
             host=endpoint.netloc,
             suppress_origin=True,
@@ -221,8 +231,10 @@ class Dial:
             return None
         parts = urlsplit(url if "//" in url else f"//{url}", scheme="http")
         if parts.scheme != "http" or not parts.hostname:
-            self._phase = "proxy"
-            raise OSError(f"a {parts.scheme}:// proxy is not supported, only http://")
+            problem = f"a {parts.scheme}:// proxy is not supported, only http://host:port"
+            raise ConnectError(
+                f"cannot connect to {self._endpoint.netloc}: {problem}", kind="proxy", permanent=True
+            )
         return parts
 
     def _tunnel(self, stream: Stream, proxy: SplitResult, end: float) -> None:

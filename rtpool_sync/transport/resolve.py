@@ -20,6 +20,9 @@ __all__ = ["connect_tcp", "resolve"]
 #: Seconds before the next address is tried beside one that has not answered (RFC 8305 recommends 0.25).
 STAGGER = 0.25
 
+#: Seconds between looks at whether the attempt was aborted.
+ABORT_LOOK = 0.1
+
 Address = tuple[int, int, int, str, Any]
 
 
@@ -57,8 +60,12 @@ def _look_up(key: tuple[int, str, int], lookup: _Lookup) -> None:
         lookup.done.set()
 
 
-def resolve(host: str, port: int, end: float) -> list[Address]:
-    """Return the addresses of ``host``. Raises ``OSError`` or, at ``end``, ``TimeoutError``."""
+def resolve(host: str, port: int, end: float, aborted: threading.Event | None = None) -> list[Address]:
+    """Return the addresses of ``host``.
+
+    Raises ``OSError`` or, at ``end``, ``TimeoutError``; soon after ``aborted`` is
+    set, ``ConnectionAbortedError``.
+    """
     with contextlib.suppress(OSError, UnicodeError):
         return list(  # a literal address needs no thread
             socket.getaddrinfo(host, port, 0, socket.SOCK_STREAM, 0, socket.AI_NUMERICHOST)
@@ -67,13 +74,26 @@ def resolve(host: str, port: int, end: float) -> list[Address]:
     with _lookups_lock:
         lookup = _lookups.get(key)
         if lookup is None:
-            lookup = _lookups[key] = _Lookup()
-            threading.Thread(target=_look_up, args=(key, lookup), name="rtpool-resolver", daemon=True).start()
-    if not lookup.done.wait(max(0.0, end - time.monotonic())):
-        raise TimeoutError(f"no answer about {host} from DNS")
-    if lookup.error is not None:
-        raise lookup.error
+            lookup = _Lookup()
+            thread = threading.Thread(target=_look_up, args=(key, lookup), name="rtpool-resolver", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as problem:
+                raise OSError(f"no thread for a DNS lookup: {problem}") from None
+            _lookups[key] = lookup  # not before: without a thread nobody would ever take it out again
+    while not lookup.done.wait(max(0.0, min(end - time.monotonic(), ABORT_LOOK))):
+        if time.monotonic() >= end:
+            raise TimeoutError(f"no answer about {host} from DNS")
+        _check(aborted)
+    error = lookup.error
+    if error is not None:
+        raise type(error)(*error.args)  # one of our own: others may be raising it as well
     return lookup.addresses
+
+
+def _check(aborted: threading.Event | None) -> None:
+    if aborted is not None and aborted.is_set():
+        raise ConnectionAbortedError("aborted")
 
 
 def _interleave(addresses: list[Address]) -> list[Address]:
@@ -86,10 +106,13 @@ def _interleave(addresses: list[Address]) -> list[Address]:
     return mixed
 
 
-def connect_tcp(addresses: list[Address], end: float) -> socket.socket:
+def connect_tcp(
+    addresses: list[Address], end: float, aborted: threading.Event | None = None
+) -> socket.socket:
     """Connect to the first address that answers; a silent one delays the others by 0.25 s only.
 
-    Raises ``OSError`` (of the last address that failed) or ``TimeoutError``.
+    Raises ``OSError`` (of the last address that failed), ``TimeoutError``, or,
+    soon after ``aborted`` is set, ``ConnectionAbortedError``.
     """
     waiting = _interleave(addresses)[::-1]
     open_sockets: dict[int, socket.socket] = {}
@@ -101,6 +124,7 @@ def connect_tcp(addresses: list[Address], end: float) -> socket.socket:
             now = time.monotonic()
             if now >= end:
                 raise TimeoutError("no answer to a TCP connect")
+            _check(aborted)
             if waiting and (now >= next_at or not open_sockets):
                 family, kind, number, _, address = waiting.pop()
                 try:
@@ -110,6 +134,7 @@ def connect_tcp(addresses: list[Address], end: float) -> socket.socket:
                     continue
                 open_sockets[sock.fileno()] = sock
                 sock.setblocking(False)
+                _tune(sock)
                 with contextlib.suppress(BlockingIOError):
                     try:
                         sock.connect(address)
@@ -121,13 +146,12 @@ def connect_tcp(addresses: list[Address], end: float) -> socket.socket:
                         continue
                 poll.register(sock, select.POLLOUT)
                 next_at = now + STAGGER
-            until = min(end, next_at) if waiting else end
+            until = min(end, now + ABORT_LOOK, next_at if waiting else end)
             for fd, _ in poll.poll(max(0.0, until - time.monotonic()) * 1000):
                 sock = open_sockets.pop(fd)
                 poll.unregister(fd)
                 number = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
                 if not number:
-                    _tune(sock)
                     return sock
                 error = OSError(number, os.strerror(number))
                 sock.close()

@@ -29,6 +29,7 @@ __all__ = ["Stream", "UpgradeRefused"]
 MAX_HEAD = 32 * 1024  # bytes of an HTTP answer's head; real ones have 1 to 2 KiB
 MAX_BODY = 4 * 1024  # bytes kept of the body that explains a refusal
 SCRATCH = 256 * 1024
+LONGEST_WAIT = 1e6  # seconds; poll(2) takes no more than 24 days at once, and no infinity
 
 #: What websocket-client checks in the answer. Nothing else is passed on to it,
 #: above all no Set-Cookie, which would enter its process-wide cookie jar.
@@ -43,6 +44,21 @@ class UpgradeRefused(Exception):
         self.status = status
         self.headers = headers
         self.body = body
+
+
+def _unchunked(body: bytes) -> bytes:
+    """What chunks (RFC 9112, 7.1) hold, as far as they go."""
+    text = b""
+    while body:
+        line, _, body = body.partition(b"\r\n")
+        try:
+            size = int(line.partition(b";")[0], 16)
+        except ValueError:
+            size = 0
+        if size <= 0:
+            break
+        text, body = text + body[:size], body[size + 2 :]
+    return text
 
 
 class _Scratch(threading.local):
@@ -76,8 +92,11 @@ class Stream:
         #: They stay first in line: the stream is never torn inside a frame.
         self.unsent = b""
         self._ahead = b""  # bytes read past the head of an HTTP answer
-        self._more = False  # OpenSSL may hold decrypted bytes
+        self._more = False  # OpenSSL holds decrypted bytes
         self._tls_lock = threading.Lock()  # guards the SSL object and its two buffers
+        # Guards the descriptor's number between abort() in one thread and close() in
+        # another. Reentrant: a signal handler may abort what its thread is closing.
+        self._end_lock = threading.RLock()
         self._readable = select.poll()
         self._readable.register(sock, select.POLLIN)
         self._writable = select.poll()
@@ -85,6 +104,13 @@ class Stream:
         self._exchange: io.BytesIO | None = None
         self._exchange_end: float | None = None
         self._secret_headers: Callable[[], list[tuple[str, str]]] | None = None
+        self._resource = ""
+
+    def __del__(self) -> None:
+        # The owner lets go without closing when it cannot know whether somebody is
+        # still inside: see Transport.release. Now nobody is.
+        with contextlib.suppress(AttributeError):  # the constructor failed
+            self.sock.close()
 
     # -- TLS
 
@@ -97,6 +123,10 @@ class Stream:
     ) -> None:
         """Do the TLS handshake. Raises ``ssl.SSLError``, ``OSError`` or ``TimeoutError``."""
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        # What came right behind a proxy's answer came through the tunnel: it is
+        # ciphertext like the rest, and must not pass for something decrypted.
+        self._incoming.write(self._ahead)
+        self._ahead = b""
         tls = context.wrap_bio(
             self._incoming, self._outgoing, server_hostname=server_hostname, session=session
         )
@@ -121,15 +151,23 @@ class Stream:
             poll.poll()
             return
         left = end - time.monotonic()
-        if left < 0 or not poll.poll(left * 1000):
+        if left < 0 or not poll.poll(min(left, LONGEST_WAIT) * 1000):
             raise TimeoutError("timed out")
+
+    @property
+    def holds_bytes(self) -> bool:
+        """Whether bytes that have left the kernel wait in this object, decrypted or not."""
+        return bool(self._ahead or self._more or (self.tls is not None and self._incoming.pending))
 
     def has_bytes(self) -> bool:
         """Whether reading would not block: bytes, the peer's end, or an error are waiting."""
-        if self._ahead or self._more:
+        if self.holds_bytes:
             return True
         poll = select.poll()  # a poll object serves one thread at a time, and several may look
-        poll.register(self.sock, select.POLLIN)
+        try:
+            poll.register(self.sock, select.POLLIN)
+        except ValueError:  # closed at this moment by another thread
+            return True
         return bool(poll.poll(0))
 
     # -- reading
@@ -143,16 +181,14 @@ class Stream:
             return size
         tls = self.tls
         if tls is None:
-            if end != 0:
-                self._wait(self._readable, end)
-            return self.sock.recv_into(view)
+            return self._receive(view, end)
         while True:
             # Asking OpenSSL when there is nothing for it costs an exception.
             if self._more or self._incoming.pending or self._incoming.eof:
                 try:
                     with self._tls_lock:
                         size = cast(int, tls.read(len(view), view))  # with a buffer, it returns the size
-                    self._more = size == len(view)
+                        self._more = size == len(view) and tls.pending() > 0
                     return size
                 except ssl.SSLWantReadError:
                     self._more = False
@@ -160,11 +196,19 @@ class Stream:
                     return 0
             self._read_ciphertext(end)
 
+    def _receive(self, view: memoryview, end: float | None) -> int:
+        while True:
+            if end != 0:
+                self._wait(self._readable, end)
+            try:
+                return self.sock.recv_into(view)
+            except BlockingIOError:  # poll(2) may report what recv(2) does not find
+                if end == 0:
+                    raise
+
     def _read_ciphertext(self, end: float | None) -> None:
         scratch = _scratch.view
-        if end != 0:
-            self._wait(self._readable, end)
-        size = self.sock.recv_into(scratch)
+        size = self._receive(scratch, end)
         with self._tls_lock:
             if size:
                 self._incoming.write(scratch[:size])
@@ -191,7 +235,7 @@ class Stream:
                 data = self._outgoing.read()
         self._push(data, end)
 
-    def _push(self, data: bytes, end: float | None) -> None:
+    def _push(self, data: bytes | memoryview, end: float | None) -> None:
         if self.unsent:
             data = self.unsent + data
         try:
@@ -203,25 +247,26 @@ class Stream:
                         raise
                     self._wait(self._writable, end)
                     continue
-                data = data[size:] if size < len(data) else b""
+                data = memoryview(data)[size:] if size < len(data) else b""
         finally:
-            self.unsent = data
+            self.unsent = bytes(data) if data else b""
 
     # -- the end
 
     def abort(self) -> None:
         """End the connection in both directions: whoever waits in it wakes at once. Never blocks."""
-        with contextlib.suppress(OSError):
+        with self._end_lock, contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Close the descriptor. Nobody may be inside :meth:`fill` or :meth:`write`."""
-        self._closed = True
-        self.sock.close()
+        with self._end_lock:
+            self._closed = True
+            self.sock.close()
 
     def forget(self) -> None:
         """Close this process's copy of the descriptor, with no effect on the wire (after a fork)."""
-        self._closed = True
+        self._closed = True  # no lock: a thread that does not exist here may have held it
         self.sock.close()  # close(2) of one of two copies sends nothing
 
     def fileno(self) -> int:
@@ -229,34 +274,41 @@ class Stream:
 
     # -- the socket that websocket-client's opening handshake uses
 
-    def begin_upgrade(self, end: float | None, secret_headers: Callable[[], list[tuple[str, str]]]) -> None:
-        """Arm :meth:`send` and :meth:`recv` for one HTTP exchange that must be over at ``end``."""
+    def begin_upgrade(
+        self,
+        end: float | None,
+        secret_headers: Callable[[], list[tuple[str, str]]],
+        resource: str = "/",
+    ) -> None:
+        """Arm :meth:`send` and :meth:`recv` for one HTTP exchange that must be over at ``end``.
+
+        The library asks for "/"; ``resource`` goes out instead, since a query may hold a key.
+        """
         self._exchange = None
         self._exchange_end = end
         self._secret_headers = secret_headers
+        self._resource = resource
 
     def send(self, data: bytes) -> int:
         """Write the library's request, with our headers put in before the empty line at its end."""
         problem = self._send_request(data)
         if problem is not None:
-            raise problem  # made new here: no frame of its traceback has held a secret
+            raise problem  # from here: no frame of its traceback has held a secret
         return len(data)
 
-    def _send_request(self, data: bytes) -> Exception | None:
+    def _send_request(self, data: bytes) -> BaseException | None:
         take, self._secret_headers = self._secret_headers, None
         try:
-            if take is not None:
-                assert data.endswith(b"\r\n\r\n"), "websocket-client sends its request in one call"
-                lines = "".join(f"{name}: {value}\r\n" for name, value in take())
-                self.write(data[:-2] + lines.encode("latin-1") + b"\r\n", self._exchange_end)
-            else:
-                self.write(data, self._exchange_end)
-        except TimeoutError:
-            return TimeoutError("timed out")
-        except ssl.SSLError as error:
-            return ssl.SSLError(*error.args)
-        except OSError as error:
-            return OSError(*error.args)
+            assert take is not None, "websocket-client sends its request in one call"
+            assert data.endswith(b"\r\n\r\n"), "websocket-client sends its request in one call"
+            data = data.replace(b"GET / ", f"GET {self._resource} ".encode(), 1)
+            lines = "".join(f"{name}: {value}\r\n" for name, value in take())
+            self.write(data[:-2] + lines.encode("latin-1") + b"\r\n", self._exchange_end)
+        except UnicodeEncodeError:  # which holds the text itself
+            return ValueError("a header has a character that HTTP cannot carry")
+        except BaseException as error:
+            error.__cause__ = error.__context__ = None
+            return error.with_traceback(None)
         return None
 
     def recv(self, size: int) -> bytes:
@@ -272,21 +324,16 @@ class Stream:
             UpgradeRefused: The status is not ``accept``. Its body is read, up to 4 KiB.
             OSError: The peer ended the connection, or its answer is not HTTP or has no end.
         """
-        head = bytearray()
-        while (stop := head.find(b"\r\n\r\n")) < 0:
-            if len(head) > MAX_HEAD:
-                raise OSError(f"the head of the answer is above {MAX_HEAD} bytes")
-            if not self._append(head, end):
-                raise OSError("the server closed the connection before answering the upgrade")
-        self._ahead = bytes(head[stop + 4 :])
-        first, *lines = bytes(head[:stop]).split(b"\r\n")
-        try:
-            version, code = first.split(b" ", 2)[:2]
-            status = int(code)
-        except ValueError:
-            version, status = b"", 0
-        if not version.startswith(b"HTTP/1."):
-            raise OSError("the answer to the upgrade is not HTTP/1.1")
+        status = 0
+        while status != accept and (status == 0 or 100 <= status < 200):  # 103 Early Hints and the like
+            first, *lines = self._read_head(end).split(b"\r\n")
+            try:
+                version, code = first.split(b" ", 2)[:2]
+                status = int(code)
+            except ValueError:
+                version = b""
+            if not version.startswith(b"HTTP/1."):
+                raise OSError("the answer is not HTTP/1.1")
         pairs = [
             (name.strip().lower(), value.strip()) for name, _, value in (x.partition(b":") for x in lines)
         ]
@@ -296,8 +343,19 @@ class Stream:
         kept = [name + b": " + value for name, value in pairs if name in _PASSED_ON]
         return b"\r\n".join([first, *kept, b"", b""])
 
+    def _read_head(self, end: float | None) -> bytes:
+        head = bytearray()
+        while (stop := head.find(b"\r\n\r\n")) < 0:
+            if len(head) > MAX_HEAD:
+                raise OSError(f"the head of the answer is above {MAX_HEAD} bytes")
+            if not self._append(head, end):
+                raise OSError("the connection was closed before an answer came")
+        self._ahead = bytes(head[stop + 4 :])
+        return bytes(head[:stop])
+
     def _read_body(self, headers: dict[str, str], end: float | None) -> str:
         # Best effort: it only explains. A peer that trickles must not hold us for long.
+        chunked = "chunked" in headers.get("transfer-encoding", "").lower()
         length = headers.get("content-length", "")
         want = min(int(length), MAX_BODY) if length.isascii() and length.isdigit() else MAX_BODY
         soon = time.monotonic() + 1.0
@@ -305,9 +363,11 @@ class Stream:
         body = bytearray(self._ahead)
         self._ahead = b""
         with contextlib.suppress(OSError):
-            while len(body) < want and self._append(body, end):
-                pass
-        return bytes(body[:want]).decode("utf-8", "replace")
+            while len(body) < want and not (chunked and body.endswith(b"0\r\n\r\n")):
+                if not self._append(body, end):
+                    break
+        text = bytes(body[:want])
+        return (_unchunked(text) if chunked else text).decode("utf-8", "replace")
 
     def _append(self, data: bytearray, end: float | None) -> int:
         chunk = memoryview(bytearray(4096))

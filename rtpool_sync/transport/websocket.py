@@ -21,6 +21,7 @@ import os
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import websocket
@@ -33,6 +34,10 @@ __all__ = ["Transport"]
 
 BUFFER = 65536  # frames up to this size are parsed in place; also the read size
 READ_AHEAD = 1 << 20  # bytes drain() keeps for a borrower that is not receiving
+OVERHEAD = 64  # bytes that keeping a message costs besides its length
+AT_ONCE = 500  # control frames and fragments that one call takes which must not wait
+MAX_QUEUED = 100  # frames in line behind a stalled sender; beyond that, pings stay unanswered
+LETTING_GO = 0.5  # seconds after abort() in which everybody should have left the connection
 
 monotonic = time.monotonic
 
@@ -45,6 +50,22 @@ class _End:
 
     def error(self, sent: bool) -> ConnectionLost:
         return self.kind(self.message, code=self.code, reason=self.reason, sent=sent)
+
+
+def _is_deadline(error: OSError) -> bool:
+    """Whether a call of ours ran out of time; the kernel's ETIMEDOUT means that the connection is dead."""
+    return isinstance(error, TimeoutError) and error.errno is None
+
+
+def _lock_timeout(timeout: float | None) -> float:
+    """``timeout`` as ``Lock.acquire`` takes it."""
+    return -1 if timeout is None else min(max(0.0, timeout), threading.TIMEOUT_MAX)
+
+
+def _after(count: int) -> Callable[[], bool]:
+    """Return a function that says True from its ``count``-th call on."""
+    calls = iter(range(count - 1))
+    return lambda: next(calls, None) is None
 
 
 class Transport(websocket.WebSocket):
@@ -78,7 +99,8 @@ class Transport(websocket.WebSocket):
         self._close_sent = False
         self._close_code: int | None = None  # of the peer's close frame
         self._inbox: deque[str | bytes] = deque()  # received while nobody was in recv(), oldest first
-        self._inbox_bytes = 0
+        self._inbox_bytes = 0  # what they take up; written under readlock
+        self._receivers: list[object] = []  # one entry for each thread that waits for its turn in recv()
         self._control: deque[bytes] = deque()  # frames to write as soon as the write lock is free
         self._pings: dict[bytes, float] = {}  # payload -> when it was sent
         self._ping_due: float | None = None  # when the oldest unanswered keepalive was sent
@@ -89,9 +111,10 @@ class Transport(websocket.WebSocket):
         self._large: tuple[int, memoryview, int] | None = (
             None  # a frame above BUFFER: first byte, room, fill
         )
-        self._parts: list[bytes] = []  # of a fragmented message
+        self._parts: bytearray | None = None  # of a fragmented message that is not complete
         self._parts_size = 0
         self._parts_opcode = 0
+        self._aborted_at: float | None = None
 
     # -- state
 
@@ -121,8 +144,11 @@ class Transport(websocket.WebSocket):
 
     @property
     def has_unread(self) -> bool:
-        """Whether received bytes wait in this object, whole messages or not."""
-        return bool(self._inbox or self._stop > self._pos or self._large or self._parts)
+        """Whether received bytes wait in this object, whole messages or not, decrypted or not."""
+        if self._inbox or self._stop > self._pos or self._large is not None or self._parts is not None:
+            return True
+        stream = self.sock
+        return stream is not None and stream.holds_bytes
 
     @property
     def busy(self) -> bool:
@@ -148,7 +174,9 @@ class Transport(websocket.WebSocket):
     def silence(self, now: float) -> float:
         """Seconds for which a sent keepalive ping has gone without any sign of life; 0 if none is due."""
         due = self._ping_due
-        return 0.0 if due is None else now - max(due, self.last_heard)
+        if due is None or (self._inbox_bytes >= READ_AHEAD and self._stop > self._pos):
+            return 0.0  # the latter: behind what nobody takes, its answer may have arrived
+        return now - max(due, self.last_heard)
 
     def _raise_ended(self) -> NoReturn:
         end = self._end_reason or _End(ConnectionLost, "the connection is closed", 1006, "")
@@ -160,7 +188,7 @@ class Transport(websocket.WebSocket):
         """Return the next message.
 
         Args:
-            timeout: Seconds to wait at most; ``None`` for no limit of this call.
+            timeout: Seconds to wait at most, 0 for what has arrived; ``None`` for no limit of this call.
             owner: The token of the borrower, compared with :attr:`owner`.
 
         Raises:
@@ -168,18 +196,23 @@ class Transport(websocket.WebSocket):
             ConnectionLost: The connection ended (also :class:`MessageTooBig`).
             ConnectionReturned: It is someone else's by now.
         """
-        end = None if timeout is None else monotonic() + timeout
+        if timeout is None:
+            end, enough = None, None
+        elif timeout > 0:
+            end, enough = monotonic() + timeout, None
+        else:
+            end, enough = 0.0, _after(AT_ONCE)
         lock = self.readlock
-        if not lock.acquire(False) and not lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
+        if not lock.acquire(False) and not self._wait_for_turn(timeout):
             raise RecvTimeout(f"nothing received within {timeout:.2f} s: another thread is receiving")
         try:
             if owner is not self.owner:
                 raise ConnectionReturned("the connection was returned to its pool")
             if self._inbox:
                 message = self._inbox.popleft()
-                self._inbox_bytes -= len(message)
+                self._inbox_bytes -= len(message) + OVERHEAD
             else:
-                message = self._message(end)
+                message = self._message(end, enough)
             if owner is not self.owner:  # returned while we waited: the message is not ours to give
                 self.damaged = True
                 raise ConnectionReturned("the connection was returned to its pool")
@@ -197,12 +230,22 @@ class Transport(websocket.WebSocket):
                 self._wake_pong_waiters()
         raise RecvTimeout(f"nothing received within {timeout:.2f} s")
 
+    def _wait_for_turn(self, timeout: float | None) -> bool:
+        """Wait for the readlock; a thread that only waits for a pong makes room meanwhile."""
+        self._receivers.append(None)
+        try:
+            return self.readlock.acquire(timeout=_lock_timeout(timeout))
+        finally:
+            self._receivers.pop()
+
     def _fill(self, view: memoryview, end: float | None) -> int:
         try:
             size = self.stream.fill(view, end)
-        except (TimeoutError, BlockingIOError):
+        except BlockingIOError:
             raise
         except OSError as error:
+            if _is_deadline(error):
+                raise
             problem = error.strerror or type(error).__name__
         else:
             if size:
@@ -250,7 +293,7 @@ class Transport(websocket.WebSocket):
                 self.fail(1002, f"a frame begins with 0x{first:02x}")
             if opcode & 0x8 and (size > 125 or not first & 0x80):
                 self.fail(1002, "a control frame is fragmented or too long")
-        if size + self._parts_size > self.max_size:
+        if size + self._parts_size > self.max_size and not first & 0x8:
             self.fail(1009, f"a message above {self.max_size} bytes", MessageTooBig)
         if header + size > BUFFER:
             room = memoryview(bytearray(size))
@@ -276,29 +319,37 @@ class Transport(websocket.WebSocket):
         self._large = None
         return first & 0x0F, first & 0x80, room
 
-    def _message(self, end: float | None) -> str | bytes:
-        """Return the next message, handling control frames on the way."""
+    def _message(self, end: float | None, enough: Callable[[], bool] | None = None) -> str | bytes:
+        """Return the next message, handling control frames on the way.
+
+        ``enough`` is asked after each frame that completes no message; if it
+        says so, ``BlockingIOError`` is raised, and nothing is lost.
+        """
         while True:
             opcode, final, payload = self._frame(end)
-            if opcode == TEXT and final and not self._parts:
+            if opcode == TEXT and final and self._parts is None:
                 self.messages_received += 1
                 self.bytes_received += len(payload)
                 return self._text(payload)
             if opcode & 0x8:
                 self._control_frame(opcode, bytes(payload))
+                if enough is not None and enough():
+                    raise BlockingIOError
                 continue
-            if (opcode == CONTINUATION) != bool(self._parts):
+            if (opcode == CONTINUATION) != (self._parts is not None):
                 self.fail(1002, "a continuation frame is missing or out of place")
-            if opcode:
-                self._parts_opcode = opcode
-            self._parts.append(bytes(payload))
-            self._parts_size += len(payload)
+            if self._parts is None:
+                self._parts, self._parts_opcode = bytearray(), opcode
+            self._parts += payload
+            self._parts_size = len(self._parts)
             if final:
-                body = b"".join(self._parts)
-                self._parts, self._parts_size = [], 0
+                body = bytes(self._parts)
+                self._parts, self._parts_size = None, 0
                 self.messages_received += 1
                 self.bytes_received += len(body)
                 return body if self._parts_opcode == BINARY else self._text(body)
+            if enough is not None and enough():
+                raise BlockingIOError
 
     def _text(self, payload: memoryview | bytes) -> str:
         try:
@@ -309,13 +360,17 @@ class Transport(websocket.WebSocket):
 
     def _control_frame(self, opcode: int, payload: bytes) -> None:
         if opcode == PING:
-            self._send_control(PONG, payload)
+            if len(self._control) < MAX_QUEUED:  # one that pings and never reads must not fill our memory
+                self._send_control(PONG, payload)
         elif opcode == PONG:
             sent_at = self._pings.pop(payload, None)
             if sent_at is not None:
                 self.rtt = monotonic() - sent_at
                 # RFC 6455, 5.5.3: an answer to a later ping answers the earlier ones too.
-                self._pings = {p: t for p, t in self._pings.items() if t > sent_at}
+                # One by one: other threads add theirs meanwhile.
+                for earlier, when in list(self._pings.items()):
+                    if when <= sent_at:
+                        self._pings.pop(earlier, None)
                 self._ping_due = None
                 self._wake_pong_waiters()
         else:
@@ -324,13 +379,14 @@ class Transport(websocket.WebSocket):
             self._close_code = code
             if not self._close_sent:
                 self._close_sent = True
-                self._send_control(CLOSE, payload[:2])
+                allowed = not payload or 1000 <= code < 5000 and code not in (1004, 1005, 1006, 1015)
+                self._send_control(CLOSE, payload[:2] if allowed else close_payload(1002))
             text = f"the server closed the connection: {code}" + (f" ({reason})" if reason else "")
             self._finish(_End(ConnectionLost, text, code, reason))
             self._raise_ended()
 
     def drain(self) -> bool:
-        """Take in whatever has arrived, without ever waiting; return whether the connection is still open.
+        """Take in what has arrived, without ever waiting; return whether the connection is still open.
 
         Control frames are answered, messages kept in order for the next
         :meth:`recv`, up to 1 MiB beyond which the peer is left to wait. Does
@@ -338,35 +394,59 @@ class Transport(websocket.WebSocket):
         """
         if not self.readlock.acquire(False):
             return self._end_reason is None
+        enough = _after(AT_ONCE)
         try:
             while self._inbox_bytes < READ_AHEAD:
-                message = self._message(0)
-                self._inbox.append(message)
-                self._inbox_bytes += len(message)
+                self._append(self._message(0, enough))
         except BlockingIOError:
             if self._pos == self._stop:  # an idle connection keeps no buffer
                 self._buffer, self._view, self._pos, self._stop = None, memoryview(b""), 0, 0
         except ConnectionLost:
             return False
+        except BaseException:
+            self.damaged = True
+            raise
         finally:
-            self.readlock.release()
-            if self._pong_waiters:
-                self._wake_pong_waiters()
+            self._stop_reading()
+        self.flush()
         return True
 
     def take_unread(self) -> list[str | bytes]:
-        """Take the messages that :meth:`drain` kept. For the owner of an idle or resetting connection."""
-        with self.readlock:
-            messages = list(self._inbox)
-            self._inbox.clear()
-            self._inbox_bytes = 0
+        """Take all messages that :meth:`drain` kept. For the owner of an idle or resetting connection.
+
+        When :meth:`drain` has stopped at its limit this goes on where it did:
+        what was read and not parsed wakes no selector. Like :meth:`drain`, it
+        leaves everything to a thread that is receiving.
+        """
+        messages: list[str | bytes] = []
+        for _ in range(16):  # and then the peer has to wait, whatever it goes on sending
+            if not self.readlock.acquire(False):
+                break
+            try:
+                stopped = self._inbox_bytes >= READ_AHEAD
+                messages += self._inbox
+                self._inbox.clear()
+                self._inbox_bytes = 0
+            finally:
+                self._stop_reading()
+            if not stopped:
+                break
+            self.drain()
         return messages
 
     def keep(self, message: str | bytes) -> None:
         """Keep a message, already taken, for the next :meth:`recv`."""
         with self.readlock:
-            self._inbox.append(message)
-            self._inbox_bytes += len(message)
+            self._append(message)
+
+    def _append(self, message: str | bytes) -> None:
+        self._inbox.append(message)
+        self._inbox_bytes += len(message) + OVERHEAD
+
+    def _stop_reading(self) -> None:
+        self.readlock.release()
+        if self._pong_waiters:  # one of them goes on reading
+            self._wake_pong_waiters()
 
     # -- sending
 
@@ -388,23 +468,21 @@ class Transport(websocket.WebSocket):
         frame = build_frame(opcode, payload.encode() if isinstance(payload, str) else payload)
         end = monotonic() + timeout
         lock = self._write_lock
-        if not lock.acquire(False) and not lock.acquire(timeout=max(0.0, timeout)):
+        if not lock.acquire(False) and not lock.acquire(timeout=_lock_timeout(timeout)):
             raise TimeoutError(f"not sent within {timeout:.2f} s: another thread is sending")
         try:
             if owner is not self.owner:
                 raise ConnectionReturned("the connection was returned to its pool")
             if self._end_reason is not None or self._close_sent:
                 self._raise_ended()
-            self.stream.write(frame, end)
-            self.messages_sent += 1
+            self.messages_sent += 1  # also if it times out: its tail stays in line
             self.bytes_sent += len(frame)
+            self.stream.write(frame, end)
             return len(frame)
         except (ConnectionLost, ConnectionReturned):
             raise
-        except TimeoutError:
-            pass
         except OSError as error:
-            self._broken(error)
+            problem = None if _is_deadline(error) else error.strerror or type(error).__name__
         except BaseException:
             self.damaged = True  # interrupted anywhere: part of the frame may be written
             raise
@@ -412,27 +490,36 @@ class Transport(websocket.WebSocket):
             lock.release()
             if self._control:
                 self._flush_control()
+        if problem is not None:
+            self._writing_failed(problem)
         if self._end_reason is not None:
             self._raise_ended()
         raise TimeoutError(f"the peer did not take {len(frame)} bytes within {timeout:.2f} s")
 
-    def _broken(self, error: OSError) -> None:
-        """Writing failed. What the peer said before it closed is the better reason, if it can be read."""
-        with contextlib.suppress(Exception):
-            self.drain()
-        if self._end_reason is None:
-            with contextlib.suppress(ConnectionLost):
-                self._lost(error.strerror or type(error).__name__)
+    def _writing_failed(self, problem: str) -> NoReturn:
+        """Raise why. What the peer said before it closed is the better reason, if it can be read.
 
-    def _send_control(self, opcode: int, payload: bytes) -> None:
-        self._control.append(build_frame(opcode, payload))
+        And it stays readable: the connection has not ended while there is
+        something that a receiver would still get.
+        """
+        with contextlib.suppress(OSError):
+            self.drain()
+        if self._end_reason is not None:
+            self._raise_ended()
+        if not (self.readlock.locked() or self.has_bytes()):
+            self._lost(problem)
+        raise ConnectionLost(f"the connection was lost: {problem}", reason=problem, sent=True)
+
+    def _send_control(self, opcode: int, payload: bytes) -> int:
+        frame = build_frame(opcode, payload)
+        self._control.append(frame)
         self._flush_control()
+        return len(frame)
 
     def post(self, payload: str | bytes) -> None:
         """Send a text message without ever waiting; what the kernel does not take is left to :meth:`flush`."""
         self.messages_sent += 1
-        self.bytes_sent += len(payload)
-        self._send_control(TEXT, payload.encode() if isinstance(payload, str) else payload)
+        self.bytes_sent += self._send_control(TEXT, payload.encode() if isinstance(payload, str) else payload)
 
     def _flush_control(self) -> None:
         # Whoever holds the write lock writes them; nobody waits for it. The second
@@ -448,6 +535,9 @@ class Transport(websocket.WebSocket):
                     stream.write(frame, 0)  # what the kernel does not take stays in stream.unsent
             except OSError:
                 return
+            except BaseException:
+                self.damaged = True  # part of a frame may be written
+                raise
             finally:
                 self._write_lock.release()
 
@@ -461,6 +551,9 @@ class Transport(websocket.WebSocket):
                 stream.write(b"", 0)
             except OSError:
                 return False
+            except BaseException:
+                self.damaged = True
+                raise
             finally:
                 self._write_lock.release()
             self._flush_control()
@@ -487,60 +580,56 @@ class Transport(websocket.WebSocket):
             TimeoutError: No answer in time.
             ConnectionLost, ConnectionReturned: As for :meth:`recv`.
         """
-        if owner is not self.owner:
-            raise ConnectionReturned("the connection was returned to its pool")
-        if self._end_reason is not None:
-            self._raise_ended()
         end = monotonic() + timeout
         payload = os.urandom(8)
         woken = threading.Event()
+        self._check(owner)
         self._pong_waiters.append(woken)
         try:
             self._pings[payload] = sent_at = monotonic()
             self._send_control(PING, payload)
             while payload in self._pings:
-                if self._end_reason is not None:
-                    self._raise_ended()
+                self._check(owner)
                 left = end - monotonic()
                 if left <= 0:
-                    self._pings.pop(payload, None)
                     raise TimeoutError(f"no answer to a ping within {timeout:.2f} s")
                 woken.clear()
-                if self._read_until_pong(end, payload):
-                    continue
-                # Another thread is receiving: it wakes us when the answer comes or when it leaves.
-                woken.wait(left)
+                if not self._read_until_pong(payload, end, owner):
+                    woken.wait(min(left, 60.0))  # by whoever is receiving: at the answer, or when leaving
+                elif self._receivers:
+                    woken.wait(min(left, 0.05))  # one of them takes over
             return monotonic() - sent_at
         finally:
+            self._pings.pop(payload, None)
             self._pong_waiters.remove(woken)
 
-    def _read_until_pong(self, end: float, payload: bytes) -> bool:
-        """Receive until the ping is answered; False when another thread is receiving."""
-        if not self.readlock.acquire(False):
-            return False
-        try:
-            while payload in self._pings:
-                if self._peek_opcode(end) & 0x8:
-                    opcode, _, body = self._frame(end)
-                    self._control_frame(opcode, bytes(body))
-                else:
-                    message = self._message(end)
-                    self._inbox.append(message)
-                    self._inbox_bytes += len(message)
-        except TimeoutError:
-            pass
-        finally:
-            self.readlock.release()
-        return True
-
-    def _peek_opcode(self, end: float) -> int:
-        if self._large is not None:
-            return self._large[0] & 0x0F
+    def _check(self, owner: object) -> None:
+        if owner is not self.owner:
+            raise ConnectionReturned("the connection was returned to its pool")
         if self._end_reason is not None:
             self._raise_ended()
-        self._need(2, end)
-        assert self._buffer is not None
-        return self._buffer[self._pos] & 0x0F
+
+    def _read_until_pong(self, payload: bytes, end: float, owner: object) -> bool:
+        """Receive until the ping is answered, its time is over or another thread wants to; False if one does."""
+        if not self.readlock.acquire(False):
+            return False
+
+        def enough() -> bool:
+            return payload not in self._pings or bool(self._receivers) or owner is not self.owner
+
+        try:
+            while not enough():
+                self._append(self._message(end, enough))
+        except ConnectionLost:
+            raise
+        except (TimeoutError, BlockingIOError):
+            pass
+        except BaseException:
+            self.damaged = True  # a message may be lost
+            raise
+        finally:
+            self._stop_reading()
+        return True
 
     def _wake_pong_waiters(self) -> None:
         for waiter in list(self._pong_waiters):
@@ -560,8 +649,7 @@ class Transport(websocket.WebSocket):
 
     def fail(self, code: int, reason: str, kind: type[ConnectionLost] = ConnectionLost) -> NoReturn:
         """Close because of what the peer did (RFC 6455, 7.1.7). Raises the reason."""
-        self._close_sent = True
-        self._send_control(CLOSE, close_payload(code, reason))
+        self.start_close(code, reason)
         self._finish(_End(kind, f"closed with {code}: {reason}", code, reason))
         self._raise_ended()
 
@@ -581,21 +669,28 @@ class Transport(websocket.WebSocket):
         stream = self.sock
         if stream is not None:
             stream.abort()
+            if self._aborted_at is None:
+                self._aborted_at = monotonic()
 
     def release(self) -> bool:
-        """Close the descriptor if nobody is using it; return whether it is closed.
+        """Close the descriptor if nobody is using it; return whether this object has let go of it.
 
         A descriptor that is closed while another thread waits on it can come
         back under the same number as someone else's connection, so this waits
         its turn: call :meth:`abort` first, and again later when False.
+
+        A lock that is still held a while after :meth:`abort` has most likely no
+        holder any more: an exception struck between its acquisition and the
+        ``try`` behind it. Then the stream is dropped and closes by itself, when
+        the last thread that might be inside has left.
         """
         if self.sock is None:
             return True
         if not self.readlock.acquire(False):
-            return False
+            return self._let_go()
         try:
             if not self._write_lock.acquire(False):
-                return False
+                return self._let_go()
             try:
                 self._finish(_End(ConnectionLost, "the connection is closed", 1006, "closed by the pool"))
                 stream, self.sock = self.sock, None
@@ -609,13 +704,20 @@ class Transport(websocket.WebSocket):
         finally:
             self.readlock.release()
 
+    def _let_go(self) -> bool:
+        if self._aborted_at is None or monotonic() - self._aborted_at < LETTING_GO:
+            return False
+        self._finish(_End(ConnectionLost, "the connection is closed", 1006, "closed by the pool"))
+        self.sock = None
+        return True
+
     def close(self, status: int = 1000, reason: str = "", timeout: float = 10.0) -> None:  # type: ignore[override]
         """Do the closing handshake within ``timeout`` seconds, whoever is receiving; close the descriptor."""
-        end = monotonic() + timeout
+        end = monotonic() + max(0.0, timeout)
         if self.sock is None:
             return
         self.start_close(status, reason)
-        if self.readlock.acquire(timeout=max(0.0, timeout)):
+        if self.readlock.acquire(timeout=_lock_timeout(timeout)):
             try:
                 with contextlib.suppress(ConnectionLost, TimeoutError):
                     while self._end_reason is None:
