@@ -27,6 +27,7 @@ demo: $(VENV)/.stamp-cli,emulator,speed ## the main job in a minute: 40 spoken c
 
 test: $(VENV)/.stamp-test ## every test, with coverage
 	@.ci/venv packages tests/system-packages.txt
+	@.ci/venv node $(VENV) tests/aimock
 	@$(VENV)/bin/python -m pytest -n $(JOBS) --maxprocesses 4 --cov --cov-report= --cov-report=term $(ARGS)
 
 coverage: test ## the same, and a page for each file in htmlcov/

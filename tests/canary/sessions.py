@@ -178,6 +178,8 @@ class _Session:
         self.ask_for_old_items(conn)
         if self.canary.recites:
             self.recite(conn)
+        else:
+            self.item(conn, f"hello, {self.token}")
         for channel in rng.sample(("instructions", "tools", "item", "audio", "metadata", "apart", "id"), k=3):
             getattr(self, f"tell_{channel}")(conn)
         ending = rng.choice(ENDINGS)
