@@ -172,6 +172,7 @@ class Listener:
                 self._retry = self._loop.call_later(0.1, self._again)
                 return
             sock.setblocking(False)
+            without_delay(sock)
             self._sockets.add(sock)
             self._on_accept(sock)
 
@@ -187,6 +188,12 @@ class Listener:
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)
         self.sock.close()
+
+
+def without_delay(sock: socket.socket) -> None:
+    """Send small frames at once: asyncio sees to it only for sockets made with a protocol number."""
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def will_reset(sock: socket.socket) -> None:

@@ -15,7 +15,7 @@ import socket
 from collections import deque
 from types import TracebackType
 
-from .net import Listener, LoopThread, Sockets, will_reset
+from .net import Listener, LoopThread, Sockets, will_reset, without_delay
 
 __all__ = ["DelayRelay"]
 
@@ -161,6 +161,7 @@ class _Link:
         family = socket.AF_INET6 if ":" in relay.target[0] else socket.AF_INET
         upstream = socket.socket(family, socket.SOCK_STREAM)
         upstream.setblocking(False)
+        without_delay(upstream)
         relay.sockets.add(upstream)
         target = _Pipe(self, upstream)
         try:
