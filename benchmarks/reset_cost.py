@@ -1,6 +1,6 @@
 """What a reset takes, by the way the session ended, and what opening a connection takes beside it.
 
-    python benchmarks/reset_cost.py
+python benchmarks/reset_cost.py
 """
 
 from __future__ import annotations
