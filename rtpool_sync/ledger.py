@@ -74,6 +74,7 @@ class Ledger:
         self.closed = False
         self.kill = False  # close()'s deadline has passed: connections in use are closed too
         self.exiting = False  # the interpreter exits: daemon threads are left asleep
+        self.last_run = 0.0  # Unix time of the reaper's last turn; 0 before it was started
         self.progress = threading.Condition(self.lock)  # notified when a connection became ready or failed
         self._next_id = 1
 
@@ -265,7 +266,7 @@ class Ledger:
     def closing(self, member: PooledConnection, reason: str, now: float) -> None:
         """Count a retirement. One that broke before anybody used it was a failed attempt after all."""
         self.counters.closed[reason] += 1
-        unused = member.session_count == 0 and reason in ("lost", "dirty", "health")
+        unused = member.session_count == 0 and reason in ("lost", "dirty", "health", "damaged")
         if unused and not self.closed and now - member.opened_at < self.config.connect_timeout:
             end = member.transport and member.transport.end_error
             text = str(end or "the server sent data before anything was asked of it")
@@ -346,6 +347,8 @@ class Ledger:
                 oldest_wait_seconds=max(0.0, oldest_wait),
                 oldest_checkout_seconds=oldest_checkout,
                 counters=counters,
+                closed=self.closed,
+                reaper_last_run=self.last_run,
             )
 
 
