@@ -73,7 +73,7 @@ class Ours:
 
 
 class Handoff:
-    """The least a fair pool can do: a deque, a lock, and a queue of waiters who are handed what is returned."""
+    """The least a fair pool can do: a deque, a lock, waiters who are handed what is returned."""
 
     class Waiter:
         __slots__ = ("gate", "item")

@@ -1,4 +1,4 @@
-"""The servers to measure against: one in C where a compiler is at hand, else the same in Python; the emulator."""
+"""The servers to measure against: one in C, the same in Python where there is no compiler, the emulator."""
 
 from __future__ import annotations
 
