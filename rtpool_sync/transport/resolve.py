@@ -75,7 +75,9 @@ def resolve(host: str, port: int, end: float, aborted: threading.Event | None = 
         lookup = _lookups.get(key)
         if lookup is None:
             lookup = _Lookup()
-            thread = threading.Thread(target=_look_up, args=(key, lookup), name="rtpool-resolver", daemon=True)
+            thread = threading.Thread(
+                target=_look_up, args=(key, lookup), name="rtpool-resolver", daemon=True
+            )
             try:
                 thread.start()
             except RuntimeError as problem:

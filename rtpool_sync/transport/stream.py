@@ -298,10 +298,11 @@ class Stream:
 
     def _send_request(self, data: bytes) -> BaseException | None:
         take, self._secret_headers = self._secret_headers, None
+        resource, self._resource = self._resource, ""
         try:
             assert take is not None, "websocket-client sends its request in one call"
             assert data.endswith(b"\r\n\r\n"), "websocket-client sends its request in one call"
-            data = data.replace(b"GET / ", f"GET {self._resource} ".encode(), 1)
+            data = data.replace(b"GET / ", f"GET {resource} ".encode(), 1)
             lines = "".join(f"{name}: {value}\r\n" for name, value in take())
             self.write(data[:-2] + lines.encode("latin-1") + b"\r\n", self._exchange_end)
         except UnicodeEncodeError:  # which holds the text itself

@@ -108,9 +108,7 @@ class Transport(websocket.WebSocket):
         self._buffer: bytearray | None = None
         self._view = memoryview(b"")
         self._pos = self._stop = 0  # the unparsed bytes are _buffer[_pos:_stop]
-        self._large: tuple[int, memoryview, int] | None = (
-            None  # a frame above BUFFER: first byte, room, fill
-        )
+        self._large: tuple[int, memoryview, int] | None = None  # a frame above BUFFER: first byte, room, fill
         self._parts: bytearray | None = None  # of a fragmented message that is not complete
         self._parts_size = 0
         self._parts_opcode = 0
@@ -379,7 +377,7 @@ class Transport(websocket.WebSocket):
             self._close_code = code
             if not self._close_sent:
                 self._close_sent = True
-                allowed = not payload or 1000 <= code < 5000 and code not in (1004, 1005, 1006, 1015)
+                allowed = not payload or (1000 <= code < 5000 and code not in (1004, 1005, 1006, 1015))
                 self._send_control(CLOSE, payload[:2] if allowed else close_payload(1002))
             text = f"the server closed the connection: {code}" + (f" ({reason})" if reason else "")
             self._finish(_End(ConnectionLost, text, code, reason))
@@ -477,7 +475,8 @@ class Transport(websocket.WebSocket):
                 self._raise_ended()
             self.messages_sent += 1  # also if it times out: its tail stays in line
             self.bytes_sent += len(frame)
-            self.stream.write(frame, end)
+            wire = frame if not self._control else self._take_control() + frame
+            self.stream.write(wire, end)
             return len(frame)
         except (ConnectionLost, ConnectionReturned):
             raise
@@ -517,22 +516,29 @@ class Transport(websocket.WebSocket):
         return len(frame)
 
     def post(self, payload: str | bytes) -> None:
-        """Send a text message without ever waiting; what the kernel does not take is left to :meth:`flush`."""
+        """Send a text message without waiting; what the kernel does not take is left to :meth:`flush`."""
         self.messages_sent += 1
         self.bytes_sent += self._send_control(TEXT, payload.encode() if isinstance(payload, str) else payload)
+
+    def _take_control(self) -> bytes:
+        # Not join and clear: other threads append meanwhile.
+        frames = []
+        while self._control:
+            frames.append(self._control.popleft())
+        return b"".join(frames)
 
     def _flush_control(self) -> None:
         # Whoever holds the write lock writes them; nobody waits for it. The second
         # look closes the gap between the holder's last look and its release.
         while self._control and self._write_lock.acquire(False):
             try:
-                while self._control:
-                    stream = self.sock
-                    if stream is None:
-                        self._control.clear()
-                        return
-                    frame = self._control.popleft()
-                    stream.write(frame, 0)  # what the kernel does not take stays in stream.unsent
+                stream = self.sock
+                if stream is None:
+                    self._control.clear()
+                    return
+                if stream.unsent:
+                    stream.write(b"", 0)  # as long as that is stuck, the line stays here, where it is bounded
+                stream.write(self._take_control(), 0)  # what the kernel does not take stays in stream.unsent
             except OSError:
                 return
             except BaseException:
@@ -610,7 +616,7 @@ class Transport(websocket.WebSocket):
             self._raise_ended()
 
     def _read_until_pong(self, payload: bytes, end: float, owner: object) -> bool:
-        """Receive until the ping is answered, its time is over or another thread wants to; False if one does."""
+        """Receive until the ping is answered, time is up or another thread wants to; False if one does."""
         if not self.readlock.acquire(False):
             return False
 
