@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
+from . import observers
 from .config import PoolConfig, PoolOptions
 from .connection import Claim, RealtimeConnection
 from .errors import ConfigError, ConnectionLost, PoolClosed
@@ -81,7 +82,7 @@ class RealtimePool:
         name: Of the pool, in messages and metrics, and in the settings files.
         protocol: ``"realtime"``, ``"plain"`` (any WebSocket server, frames passed
             as they are), or an object of :class:`rtpool_sync.protocols.base.Protocol`.
-        registry: prometheus-client registry to export to, instead of the default one.
+        registry: prometheus-client registry to export to, instead of the default one; False: to none.
         overrides: Any :class:`PoolConfig` field; wins over everything else.
 
     Raises:
@@ -235,6 +236,7 @@ class RealtimePool:
                 reaper = Reaper(self._ledger)
                 reaper.start(weakref.ref(self, lambda _: reaper.wake()))
                 self._reaper = reaper
+                observers.started(self, self._ledger, self._registry)
 
     def _wake(self) -> None:
         reaper = self._reaper
@@ -316,6 +318,7 @@ class RealtimePool:
             self._park_at_exit()
             with ledger.lock:
                 ledger.counters.checkouts_failed["closed"] += 1
+            observers.publish()  # no reaper will
             raise
         while True:
             waiter = None

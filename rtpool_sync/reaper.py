@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from . import observers
 from .connection import Claim, PooledConnection, State
 from .connector import Connectors
 from .dialing import Dialing
@@ -38,6 +39,11 @@ log = logging.getLogger("rtpool_sync")
 #: Seconds between looks at a connection in use: its server's pings are answered
 #: and its keepalives read even while its borrower receives nothing.
 LOOK_IN_USE = 0.25
+#: Seconds between turns at most, so that whoever watches can tell a reaper that has
+#: nothing to do from one that is no more.
+HEARTBEAT = 5.0
+#: Seconds between publications of the pool's numbers, if anybody has to be told them.
+PUBLISHING = 1.0
 
 
 class Reaper:
@@ -50,8 +56,7 @@ class Reaper:
         #: Whether the loop turns by itself at least every LOOK_IN_USE seconds, so
         #: that borrowers need not wake it. Written under the ledger's lock.
         self.will_turn = False
-        #: Unix time of the last turn.
-        self.last_run = 0.0
+        ledger.last_run = time.time()
         self._loop = Loop()
         self._dialing = Dialing(ledger)
         self._connectors = Connectors(ledger.name, self._dialing.dial, self._report_dialed)
@@ -60,6 +65,7 @@ class Reaper:
         self._house_at = 0.0  # when to look at the pool as a whole
         self._tick_at = 0.0  # when to watch idle connections that came back
         self._look_at = 0.0  # when to look at connections in use
+        self._publish_at = 0.0
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=f"rtpool-{ledger.name}-reaper", daemon=True)
 
@@ -108,12 +114,13 @@ class Reaper:
         finally:
             self._connectors.stop()
             self._loop.close()
+            observers.publish()
             self.finished.set()
 
     def _turn(self, readable: list[PooledConnection]) -> float | None:
         """Do what there is to do; return seconds to wait at most, or None at the end."""
         ledger, life = self._ledger, self._life
-        self.last_run = time.time()
+        ledger.last_run = time.time()
         now = time.monotonic()
         self._loop.awake()
         for member in readable:
@@ -136,6 +143,9 @@ class Reaper:
         if now >= self._house_at:
             self._house_at = now + HOUSEKEEPING
             self._keep_house()
+        if now >= self._publish_at:
+            self._publish_at = now + PUBLISHING
+            observers.publish()
         self._apply_limits(now)
         return self._plan(now)
 
@@ -152,7 +162,7 @@ class Reaper:
             in_use = any(m.state is State.IN_USE for m in ledger.members)
             self.will_turn = unwatched or in_use
             wanting = bool(ledger.waiters) or ledger.config.min_idle > 0 or ledger.prewarm > 0
-            due = [self._loop.next_due(), self._house_at if ledger.members or wanting else now + 3600.0]
+            due = [self._loop.next_due(), self._house_at if ledger.members or wanting else now + HEARTBEAT]
             if unwatched:
                 due.append(max(self._tick_at, now + 0.001))
             if in_use:

@@ -6,7 +6,9 @@ snapshot of these when it is asked.
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +39,29 @@ class Histogram:
     def observe(self, value: float) -> None:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
+
+    def add(self, other: Histogram) -> None:
+        self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
+        self.sum += other.sum
+
+    def buckets(self) -> Iterator[tuple[float, int]]:
+        """Upper bound and count of each bucket, infinity last."""
+        return zip((*self.bounds, math.inf), self.counts, strict=True)
+
+    def quantile(self, q: float) -> float | None:
+        """Estimate a quantile as Prometheus does: evenly spread within its bucket. None without a value.
+
+        What lies above the last bound counts as the last bound.
+        """
+        rank = q * sum(self.counts)
+        if not rank:
+            return None
+        below, lower = 0, 0.0
+        for bound, count in self.buckets():
+            if below + count >= rank and bound != math.inf:
+                return lower + (bound - lower) * (rank - below) / count
+            below, lower = below + count, min(bound, self.bounds[-1])
+        return lower
 
     def copy(self) -> Histogram:
         twin = Histogram(self.bounds)
@@ -92,6 +117,18 @@ class Counters:
             setattr(twin, name, value.copy() if isinstance(value, (dict, Histogram)) else value)
         return twin
 
+    def add(self, other: Counters) -> None:
+        """Add what another pool has counted."""
+        for name in self.__slots__:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if isinstance(mine, Histogram):
+                mine.add(theirs)
+            elif isinstance(mine, dict):
+                for label, count in theirs.items():
+                    mine[label] += count
+            else:
+                setattr(self, name, mine + theirs)
+
 
 @dataclass(frozen=True)
 class PoolStats:
@@ -104,6 +141,7 @@ class PoolStats:
         total_sessions_handled: Sessions ever begun.
         oldest_wait_seconds, oldest_checkout_seconds: 0 when nobody waits, nothing is out.
         counters: Everything counted since the pool was made.
+        reaper_last_run: When the pool's own thread last turned, in Unix time; 0 before its first start.
     """
 
     name: str
@@ -120,6 +158,8 @@ class PoolStats:
     oldest_wait_seconds: float
     oldest_checkout_seconds: float
     counters: Counters = field(repr=False)
+    closed: bool = False
+    reaper_last_run: float = 0.0
 
     @property
     def in_use(self) -> int:

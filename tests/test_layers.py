@@ -25,6 +25,7 @@ FLOORS = {
     "protocols": 1,
     "policy": 1,
     "stats": 1,
+    "observers": 1,
     "connection": 2,
     "view": 2,
     "pool": 3,
