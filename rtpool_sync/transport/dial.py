@@ -225,9 +225,9 @@ class Dial:
         proxies = getproxies_environment()
         url = proxies.get("https" if self._endpoint.secure else "http")
         host = self._endpoint.host
-        if not url or bypassed(f"{host}:{self._endpoint.port}", proxies):
-            return None
-        if bypassed(host, proxies):
+        if not url or bypassed(
+            f"{host}:{self._endpoint.port}", proxies
+        ):  # looks at both, with and without port
             return None
         parts = urlsplit(url if "//" in url else f"//{url}", scheme="http")
         if parts.scheme != "http" or not parts.hostname:

@@ -45,8 +45,7 @@ def _after_fork() -> None:
     _lookups.clear()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def _look_up(key: tuple[int, str, int], lookup: _Lookup) -> None:

@@ -228,8 +228,7 @@ class Stream:
         tls = self.tls
         if tls is not None and data:
             with self._tls_lock:
-                # One call encrypts one record, 16 KiB: OpenSSL returns after each.
-                size = tls.write(data)
+                size = tls.write(data)  # all of it, unless OpenSSL is told to return after each record
                 while size < len(data):
                     size += tls.write(data[size : size + 65536])
                 data = self._outgoing.read()

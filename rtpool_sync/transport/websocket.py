@@ -35,7 +35,7 @@ __all__ = ["Transport"]
 BUFFER = 65536  # frames up to this size are parsed in place; also the read size
 READ_AHEAD = 1 << 20  # bytes drain() keeps for a borrower that is not receiving
 OVERHEAD = 64  # bytes that keeping a message costs besides its length
-AT_ONCE = 500  # control frames and fragments that one call takes which must not wait
+AT_ONCE = 2000  # control frames and fragments that one call takes which must not wait
 MAX_QUEUED = 100  # frames in line behind a stalled sender; beyond that, pings stay unanswered
 LETTING_GO = 0.5  # seconds after abort() in which everybody should have left the connection
 
@@ -501,8 +501,7 @@ class Transport(websocket.WebSocket):
         And it stays readable: the connection has not ended while there is
         something that a receiver would still get.
         """
-        with contextlib.suppress(OSError):
-            self.drain()
+        self.drain()
         if self._end_reason is not None:
             self._raise_ended()
         if not (self.readlock.locked() or self.has_bytes()):

@@ -116,6 +116,11 @@ def test_a_forked_child_asks_for_itself(names: Names) -> None:
     assert os.waitpid(child, 0)[1] == 0
     answer.set()
     assert isinstance(waiting.error(), socket.gaierror)
+    module._lookups[0, "a.test", 1] = module._Lookup()
+    lock = module._lookups_lock
+    module._after_fork()  # what the child did, where it can be seen
+    assert not module._lookups
+    assert module._lookups_lock is not lock
 
 
 # -- connecting

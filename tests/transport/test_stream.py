@@ -81,6 +81,23 @@ def test_bytes_pass_both_ways(pair: tuple[Stream, Peer], size: int) -> None:
     assert not stream.has_bytes()
 
 
+def test_a_write_of_one_record_at_a_time(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As OpenSSL does under SSL_MODE_ENABLE_PARTIAL_WRITE."""
+    stream, peer = make(True)
+    tls = stream.tls
+
+    class Partial:
+        def write(self, data: bytes) -> int:
+            assert tls is not None
+            return tls.write(data[:16384])
+
+    monkeypatch.setattr(stream, "tls", Partial())
+    data = os.urandom(100_000)
+    taking = Background(lambda: peer._take(len(data)))
+    stream.write(data, soon())
+    assert taking.result() == data
+
+
 def test_without_waiting(pair: tuple[Stream, Peer]) -> None:
     stream, peer = pair
     room = memoryview(bytearray(10))
@@ -138,8 +155,9 @@ def test_small_reads_of_large_records(make: Make) -> None:
     rest = bytearray(16384 - 11)
     assert stream.fill(memoryview(rest), 0) == len(rest)
     assert bytes(rest) == data[11:]
-    assert not stream.holds_bytes
-    assert not stream.has_bytes()
+    assert not select.select([stream.sock], [], [], 0)[0]
+    with pytest.raises(BlockingIOError):
+        stream.fill(memoryview(rest), 0)
 
 
 def test_several_records_in_one_read(make: Make) -> None:

@@ -9,7 +9,9 @@ import os
 import random
 import signal
 import socket
+import ssl
 import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,9 +25,13 @@ from transport_peers import (
     PING,
     PONG,
     TEXT,
+    Authority,
     Background,
     Link,
+    Listener,
     Peer,
+    dial,
+    discard,
     eventually,
     frame,
     within,
@@ -410,23 +416,68 @@ def test_empty_fragments_cost_no_memory(link: Link) -> None:
     assert transport.is_clean
 
 
-def test_two_threads_with_a_connection_of_their_own_direction(pair: Pair) -> None:
-    """Full duplex: what one thread sends and another receives never waits for the other."""
-    transport, peer = pair
-    count = 300
+# -- full duplex
 
-    def echo() -> None:
+
+def echo(size: int, reply: bytes) -> Callable[[Peer], None]:
+    """A server that answers every frame of ``size`` bytes with ``reply``; one thread, hence safe with TLS."""
+
+    def script(peer: Peer) -> None:
+        peer.upgrade()
+        have = len(peer.buffer)
+        while True:
+            peer.raw(reply * (have // size))
+            have %= size
+            data = peer.sock.recv(1 << 18)
+            if not data:
+                return
+            have += len(data)
+
+    return script
+
+
+def exchange(transport: Transport, count: int, message: str, expected: str) -> None:
+    """Send from this thread while another receives."""
+
+    def receive() -> None:
         for _ in range(count):
-            opcode, payload = peer.receive()
-            peer.send(opcode, payload)
+            assert transport.recv(20) == expected
 
-    echoing = Background(echo)
-    got = Background(lambda: [transport.recv(5) for _ in range(count)])
-    for i in range(count):
-        transport.send(str(i) * 50)
-    assert got.result() == [str(i) * 50 for i in range(count)]
-    echoing.result()
+    receiver = Background(receive)
+    for _ in range(count):
+        transport.send(message, timeout=20)
+    receiver.result(30)
     assert transport.is_clean
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_one_thread_sends_while_another_receives(authority: Authority, tls: bool) -> None:
+    """What an SSLSocket does not survive: one of two such connections dies within 2000 messages."""
+    message, expected = "m" * 2000, "e" * 4096
+    script = echo(len(message) + 8, frame(TEXT, expected.encode()))
+    context = authority.client if tls else None
+    with Listener(script, tls=authority.server if tls else None) as server:
+        for _ in range(20):
+            transport = dial(server.port, context=context).run()
+            try:
+                exchange(transport, 500, message, expected)
+            finally:
+                discard(transport)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_both_directions_at_once_on_a_fresh_connection(authority: Authority, version: ssl.TLSVersion) -> None:
+    """Where session tickets arrive while the first messages are sent."""
+    message, expected = "x" * 1000, "y" * 1000
+    context = ssl.create_default_context(cafile=authority.file)
+    context.minimum_version = context.maximum_version = version
+    with Listener(echo(len(message) + 8, frame(TEXT, expected.encode())), tls=authority.server) as server:
+        for _ in range(200):
+            transport = dial(server.port, context=context).run()
+            try:
+                exchange(transport, 5, message, expected)
+            finally:
+                discard(transport)
 
 
 # -- draining
@@ -487,6 +538,21 @@ def test_unread_messages_are_all_taken_however_many(pair: Pair) -> None:
     eventually(settled)
     assert not transport.stream.holds_bytes
     assert not (transport._stop > transport._pos and not transport.has_bytes() and len(got) < count)
+
+
+def test_a_peer_that_never_pauses_does_not_capture_take_unread(
+    link: Link, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rtpool_sync.transport.websocket.READ_AHEAD", 1000)
+    transport, peer = link()
+    feeding = Background(lambda: peer.raw(frame(TEXT, b"x" * 100) * 100_000))
+    eventually(lambda: transport.drain() and transport._inbox_bytes >= 1000)
+    with within(1):
+        taken = len(transport.take_unread())
+    assert 16 * 6 <= taken <= 16 * 7
+    for _ in range(100_000 - taken):
+        assert transport.recv(5) == "x" * 100
+    feeding.result()
 
 
 def test_draining_while_another_receives_is_that_ones_business(pair: Pair) -> None:
@@ -556,8 +622,7 @@ def test_a_flood_of_empty_messages_is_held_back(link: Link) -> None:
 def test_a_timed_out_message_stays_first_in_line(narrow: Pair) -> None:
     transport, peer = narrow
     message = stall(transport)
-    assert not transport.is_clean
-    assert not transport.ended
+    assert (transport.is_clean, transport.ended) == (False, False)
     taking = Background(lambda: [peer.receive() for _ in range(3)])
     transport.send("second", timeout=5)
     transport.send("third", timeout=5)
@@ -817,6 +882,20 @@ def test_a_pong_that_waits_in_line_does_not_wait_for_ever(pair: Pair) -> None:
         assert transport.is_clean
 
 
+def test_a_stalled_sender_learns_that_the_connection_ended_meanwhile(narrow: Pair) -> None:
+    transport, peer = narrow
+    assert transport.sock is not None
+    transport.sock.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    slow = Background(lambda: transport.send("s" * 3_000_000, timeout=0.3))
+    eventually(transport._write_lock.locked)
+    peer.send_close(4001, "enough")
+    with pytest.raises(ConnectionLost):
+        transport.recv(5)
+    error = slow.error()
+    assert isinstance(error, ConnectionLost)
+    assert error.code == 4001
+
+
 def test_post_and_flush_never_wait(narrow: Pair) -> None:
     transport, peer = narrow
     message = stall(transport)
@@ -891,7 +970,6 @@ def test_a_peer_that_pings_and_never_reads_costs_no_memory(narrow: Pair) -> None
 
 def test_ping_measures_the_round_trip(pair: Pair) -> None:
     transport, peer = pair
-    assert transport.rtt is None
 
     def answer() -> None:
         _, payload = peer.receive()
@@ -955,6 +1033,17 @@ def test_a_pong_answers_earlier_pings_too(pair: Pair) -> None:
     for ping in pings:
         ping.result()
     assert not transport._pings
+
+
+def test_a_pong_does_not_answer_later_pings(pair: Pair) -> None:
+    transport, peer = pair
+    transport.send_keepalive()
+    transport.send_keepalive()
+    first, second = peer.receive()[1], peer.receive()[1]
+    peer.send(PONG, first)
+    peer.send(TEXT, "a")
+    assert transport.recv(5) == "a"
+    assert list(transport._pings) == [second]
 
 
 def test_ping_returns_in_the_middle_of_a_message(pair: Pair) -> None:
@@ -1097,8 +1186,9 @@ def struck(*args: object) -> Any:
         ("fill", lambda transport: transport.ping(5)),
         ("write", lambda transport: transport.ping(5)),
         ("write", lambda transport: transport.post("x")),
+        ("fill", lambda transport: transport.drain()),
     ],
-    ids=["recv", "send", "ping reads", "ping writes", "post"],
+    ids=["recv", "send", "ping reads", "ping writes", "post", "drain"],
 )
 def test_what_is_interrupted_is_damaged(
     pair: Pair, monkeypatch: pytest.MonkeyPatch, where: str, use: Callable[[Transport], object]
@@ -1110,6 +1200,16 @@ def test_what_is_interrupted_is_damaged(
     assert transport.damaged
     assert not transport.is_clean
     assert not transport.busy, "no lock is left behind"
+
+
+def test_an_interrupted_flush_is_damage(narrow: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    transport, _ = narrow
+    stall(transport)
+    monkeypatch.setattr(transport.stream, "write", struck)
+    with pytest.raises(Struck):
+        transport.flush()
+    assert transport.damaged
+    assert not transport.busy
 
 
 def test_an_interrupted_flush_after_sending_is_damage_too(
@@ -1439,6 +1539,36 @@ def test_lose_says_why(pair: Pair) -> None:
     assert peer.at_end()
 
 
+def test_close_after_the_peer_has_closed(pair: Pair) -> None:
+    transport, peer = pair
+    peer.send_close(1001)
+    eventually(lambda: not transport.drain())
+    with within(0.5):
+        transport.close()
+    assert transport.sock is None
+    assert transport.end_error is not None
+    assert transport.end_error.code == 1001
+
+
+def test_release_from_two_threads(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    transport, _ = pair
+    stream = transport.stream
+
+    class Late:
+        """A lock that another thread, which let go of the stream, had a moment ago."""
+
+        def acquire(self, blocking: bool) -> bool:
+            transport.sock = None
+            return True
+
+        def release(self) -> None: ...
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transport, "readlock", Late())
+        assert transport.release()
+    stream.close()
+
+
 def test_release_waits_for_whoever_is_inside(narrow: Pair) -> None:
     transport, _ = narrow
     waiting = receiving(transport)
@@ -1512,8 +1642,6 @@ def test_a_forked_child_forgets_and_the_parent_goes_on(pair: Pair) -> None:
 @pytest.fixture(autouse=True)
 def _quick_switches() -> Iterator[None]:
     """Threads take turns often: what can go wrong between two of them does so sooner."""
-    import sys
-
     before = sys.getswitchinterval()
     sys.setswitchinterval(0.0005)
     yield
