@@ -26,9 +26,10 @@ from .config import PoolConfig
 from .connection import Claim, Lender, PooledConnection, RealtimeConnection, State
 from .connector import MAX_DIALING
 from .errors import ConnectError, PoolClosed, PoolExhausted, PoolTimeout
+from .events import Events
 from .policy import Backoff, wanted
 from .protocols.base import Protocol
-from .stats import Counters, PoolStats
+from .stats import ConnectionStats, Counters, PoolStats
 
 __all__ = ["Ledger", "Waiter", "again"]
 
@@ -54,8 +55,16 @@ class Waiter:
 class Ledger:
     """The state of one pool in one process. Methods want the lock held unless they say otherwise."""
 
-    def __init__(self, name: str, config: PoolConfig, protocol: Protocol, counters: Counters) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: PoolConfig,
+        protocol: Protocol,
+        counters: Counters,
+        events: Events | None = None,
+    ) -> None:
         self.name = name
+        self.events = Events(name) if events is None else events  # never called with the lock held
         self.pid = os.getpid()
         self.protocol = protocol
         self.lock = threading.Lock()  # guards everything below, and every PooledConnection's fields
@@ -350,6 +359,24 @@ class Ledger:
                 closed=self.closed,
                 reaper_last_run=self.last_run,
             )
+
+    def connections(self, now: float) -> list[ConnectionStats]:
+        """Every connection as it is now, oldest first. Takes the lock itself."""
+        with self.lock:
+            return [
+                ConnectionStats(
+                    id=member.id,
+                    state=member.state.value,
+                    age=now - member.opened_at,
+                    remaining=max(0.0, member.usable_until - now) if member.usable_until else None,
+                    sessions=member.session_count,
+                    max_sessions=self.config.max_sessions_per_connection,
+                    rtt=member.transport.rtt if member.transport is not None else None,
+                    in_use=now - member.busy_since if member.state is State.IN_USE else None,
+                    last_error=member.last_error,
+                )
+                for member in sorted(self.members, key=lambda m: m.id)
+            ]
 
 
 def _add_traffic(counters: Counters, member: PooledConnection) -> None:

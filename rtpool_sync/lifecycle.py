@@ -6,7 +6,6 @@ has arrived, does what follows from it, and arranges when to be called again.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from .loop import Loop
 
 __all__ = ["Lifecycle"]
-
-log = logging.getLogger("rtpool_sync")
 
 TICK = 0.05  # seconds after which a connection that came back is watched again
 HOUSEKEEPING = 1.0  # seconds between looks at a connection for which nothing is due
@@ -99,11 +96,16 @@ class Lifecycle:
         )
 
     def _connect_failed(self, member: PooledConnection, now: float, error: ConnectError) -> None:
-        log.debug("pool %r: connection #%d failed: %s", self._ledger.name, member.id, error)
         with self._ledger.lock:
-            if not self._ledger.closed:
+            closed = self._ledger.closed
+            if not closed:
                 self._ledger.connect_failed(error, now)
+        if not closed:
+            self._tell_connect_failed(member, error)
         self.begin_close(member, now, None)
+
+    def _tell_connect_failed(self, member: PooledConnection, error: ConnectError) -> None:
+        self._ledger.events.emit("connect_failed", error.kind, str(error), connection=member.id, warn=True)
 
     def _ready(self, member: PooledConnection, now: float) -> None:
         config = self._ledger.config
@@ -121,6 +123,7 @@ class Lifecycle:
         self._remember(member.transport)
         with self._ledger.lock:
             self._ledger.connect_succeeded(member, now, took)
+        self._ledger.events.emit("opened", message=f"ready after {took:.3f} s", connection=member.id)
         self._loop.at(member, now)
 
     def _drive(self, member: PooledConnection, now: float) -> bool:
@@ -158,9 +161,7 @@ class Lifecycle:
         assert transport is not None
         member.received_back = True
         if member.leak_reported:
-            log.warning(
-                "pool %r: connection #%d, reported as leaked, was returned", self._ledger.name, member.id
-            )
+            self._ledger.events.emit("leak_returned", connection=member.id, warn=True)
         member.borrower_stack, member.leak_reported = None, False
         self._loop.unwatch(member)
         is_open = transport.drain()
@@ -204,10 +205,14 @@ class Lifecycle:
                 self._ledger.counters.reset.observe(now - member.reset_started)
             reason = None if outcome == "ok" else "lost" if outcome == "lost" else "reset"
             reason = reason or self._ledger.retire_reason(member, now)
+        if outcome != "ok":
+            text = failure.message if failure is not None else ""
+            # What else there is comes from what the borrower did, or from the network.
+            warn = outcome in ("refused", "silent", "mismatch")
+            self._ledger.events.emit("reset_failed", outcome, text, connection=member.id, warn=warn)
         if reason is not None:
             if failure is not None:
                 member.last_error = failure.message
-                log.debug("pool %r: reset of #%d: %s", self._ledger.name, member.id, failure.message)
             self.begin_close(member, now, reason)
         else:
             self._reoffer(member, now)
@@ -309,13 +314,15 @@ class Lifecycle:
             member.leak_reported = True
             with self._ledger.lock:
                 self._ledger.counters.leaks += 1
-            log.warning(
-                "pool %r: connection #%d has been in use for %.1f s (leak_threshold=%g); borrowed by %s",
-                self._ledger.name,
-                member.id,
-                now - member.busy_since,
-                threshold,
-                member.borrower_stack or "an unknown borrower",
+            stack = member.borrower_stack or "an unknown borrower"
+            since = f"in use for {now - member.busy_since:.1f} s (leak_threshold={threshold:g})"
+            # Who leaks elsewhere is another cause.
+            self._ledger.events.emit(
+                "leaked",
+                message=f"{since}; borrowed by {stack}",
+                connection=member.id,
+                warn=True,
+                cause=stack,
             )
 
     # -- closing
@@ -329,10 +336,16 @@ class Lifecycle:
                 self._ledger.idle.remove(member)
             member.state = State.CLOSING
             transport = member.transport
+            errors = self._ledger.errors_seen
             if reason is not None:
                 self._ledger.closing(member, reason, now)
+            failed = self._ledger.last_error if self._ledger.errors_seen != errors else None
         if reason is not None:
-            log.debug("pool %r: closing connection #%d: %s", self._ledger.name, member.id, reason)
+            end = transport.end_error if transport is not None else None
+            text = member.last_error or (str(end) if end is not None and reason == "lost" else "")
+            self._ledger.events.emit("closed", reason, text, connection=member.id)
+        if failed is not None:  # it broke before anybody could use it
+            self._tell_connect_failed(member, failed)
         member.close_reason = reason
         if transport is None:
             with self._ledger.lock:

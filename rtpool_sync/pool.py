@@ -16,19 +16,20 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
 from . import observers
 from .config import PoolConfig, PoolOptions
 from .connection import Claim, RealtimeConnection
-from .errors import ConfigError, ConnectionLost, PoolClosed
+from .errors import ConfigError, ConnectionLost, PoolClosed, PoolExhausted, PoolTimeout, RtpoolError
+from .events import PoolEvent
 from .ledger import Ledger, Waiter, again
 from .protocols.base import Protocol
 from .protocols.plain import PlainProtocol
 from .reaper import Reaper
-from .stats import Counters, HealthReport, PoolStats
+from .stats import ConnectionStats, Counters, HealthReport, PoolStats
 
 __all__ = ["RealtimePool"]
 
@@ -155,7 +156,7 @@ class RealtimePool:
             if old.closed:
                 if old.members:
                     raise PoolClosed(f"pool {self.name!r} is still being closed")
-                self._ledger = Ledger(self.name, old.config, old.protocol, old.counters)
+                self._ledger = Ledger(self.name, old.config, old.protocol, old.counters, old.events)
                 self._reaper = None
         self._start()
         if wait:
@@ -318,15 +319,20 @@ class RealtimePool:
             self._park_at_exit()
             with ledger.lock:
                 ledger.counters.checkouts_failed["closed"] += 1
+            ledger.events.emit("checkout_failed", "closed")
             observers.publish()  # no reaper will
             raise
         while True:
             waiter = None
-            with ledger.lock:
-                now = monotonic()
-                handle = ledger.take_idle(now, self)
-                if handle is None:
-                    waiter = ledger.join_line(self, since, end)
+            try:
+                with ledger.lock:
+                    now = monotonic()
+                    handle = ledger.take_idle(now, self)
+                    if handle is None:
+                        waiter = ledger.join_line(self, since, end)
+            except RtpoolError as error:
+                _tell_failed(ledger, error)
+                raise
             if waiter is not None:
                 self._wake()
                 return self._await(ledger, waiter, end, limit)
@@ -364,6 +370,7 @@ class RealtimePool:
             return handle
         assert error is not None
         self._park_at_exit()
+        _tell_failed(ledger, error)
         raise error
 
     def _furnish(
@@ -469,6 +476,31 @@ class RealtimePool:
             failures, error = ledger.backoff.failures, ledger.last_error
         return HealthReport.of(stats, ledger.closed, failures, error)
 
+    def connections(self) -> list[ConnectionStats]:
+        """Return every connection as it is now, oldest first."""
+        self._check_process()
+        return self._ledger.connections(monotonic())
+
+    def events(self) -> list[PoolEvent]:
+        """Return the last 50 events, oldest first: connections opened and retired, failures."""
+        self._check_process()
+        return self._ledger.events.recent()
+
+    def on_event(self, callback: Callable[[PoolEvent], object]) -> Callable[[], None]:
+        """Have ``callback`` called with every event from now on; call what is returned to end that.
+
+        It runs in a thread of its own, one event after another. If it raises, that
+        is logged; if it blocks, it misses the oldest of more than 1,000 events.
+        """
+        self._check_process()
+        key = self._ledger.events.subscribe(callback)
+
+        def unsubscribe() -> None:
+            self._check_process()
+            self._ledger.events.unsubscribe(key)
+
+        return unsubscribe
+
     # -- fork and exit
 
     def _check_process(self) -> None:
@@ -483,7 +515,7 @@ class RealtimePool:
                 return
             self._start_lock = threading.Lock()
             self._reaper = None
-            self._ledger = Ledger(self.name, old.config, old.protocol, Counters())
+            self._ledger = Ledger(self.name, old.config, old.protocol, Counters(), old.events.anew())
             self._ledger.closed = old.closed
         for member in old.members:
             transport = member.transport
@@ -508,6 +540,13 @@ class RealtimePool:
         reaper.finished.wait(max(0.0, end - monotonic()))
 
 
+def _tell_failed(ledger: Ledger, error: Exception) -> None:
+    kinds = {PoolTimeout: "timeout", PoolExhausted: "exhausted", PoolClosed: "closed"}
+    reason = kinds.get(type(error), "error")  # type: ignore[arg-type]
+    # That of a pool which is being closed is as it should be; an error has been told by its attempt.
+    ledger.events.emit("checkout_failed", reason, str(error), warn=reason in ("timeout", "exhausted"))
+
+
 def _protocol(protocol: str | Protocol) -> Protocol:
     if isinstance(protocol, Protocol):
         return protocol
@@ -529,6 +568,19 @@ def _seconds(value: float) -> float:
 
 
 _pools: weakref.WeakSet[RealtimePool] = weakref.WeakSet()
+
+
+def live_pools() -> list[RealtimePool]:
+    """The pools of this process that are not closed; if all are, those."""
+    while True:
+        try:
+            pools = list(_pools)
+            break
+        except RuntimeError:  # one was made meanwhile
+            continue
+    return [pool for pool in pools if not pool.closed] or pools
+
+
 _fork_lock = threading.Lock()  # held while one pool starts anew in a child
 
 

@@ -25,6 +25,7 @@ from .connection import Claim, PooledConnection, State
 from .connector import Connectors
 from .dialing import Dialing
 from .errors import ConnectError
+from .events import QUIET
 from .lifecycle import HOUSEKEEPING, TICK, Lifecycle
 from .loop import Loop
 from .transport import Transport
@@ -66,6 +67,7 @@ class Reaper:
         self._tick_at = 0.0  # when to watch idle connections that came back
         self._look_at = 0.0  # when to look at connections in use
         self._publish_at = 0.0
+        self._complain_at: dict[str, float] = {}
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=f"rtpool-{ledger.name}-reaper", daemon=True)
 
@@ -106,7 +108,7 @@ class Reaper:
                 try:
                     timeout = self._turn(readable)
                 except Exception:
-                    log.exception("pool %r: error in the reaper; it goes on", self._ledger.name)
+                    self._complain("pool %r: error in the reaper; it goes on", self._ledger.name)
                     timeout = 0.1
                 if timeout is None:
                     break
@@ -180,8 +182,15 @@ class Reaper:
         try:
             step(member, now, *args)
         except Exception:
-            log.exception("pool %r: error while looking after %r; it is closed", self._ledger.name, member)
+            self._complain("pool %r: error while looking after %r; it is closed", self._ledger.name, member)
             self._life.begin_close(member, now, "damaged")
+
+    def _complain(self, text: str, *args: object) -> None:
+        """Log a defect of our own, where it is caught; once a minute, as it may be there at every turn."""
+        now = time.monotonic()
+        if now >= self._complain_at.get(text, 0.0):
+            self._complain_at[text] = now + QUIET
+            log.exception(text, *args)
 
     # -- connections that have something to say
 
@@ -224,11 +233,12 @@ class Reaper:
                 return
             ledger.counters.leaks += 1
             ledger.give_back(claim, now, None)
-        log.warning(
-            "pool %r: connection #%d was dropped without being returned; it is taken back. "
-            "Use `with pool.connection()`, or release() in a finally block.",
-            ledger.name,
-            claim.id,
+        ledger.events.emit(
+            "dropped",
+            message="its borrower lost it without returning it; it is taken back. "
+            "Use `with pool.connection()`, or release() in a finally block",
+            connection=claim.id,
+            warn=True,
         )
 
     # -- the pool as a whole
@@ -266,3 +276,4 @@ class Reaper:
             for member in ledger.members:
                 if member.state is State.IDLE and member not in known:
                     ledger.inbox.append(member)
+        ledger.events.summarize(time.monotonic())

@@ -9,14 +9,22 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .errors import CONNECT_ERROR_KINDS
 from .policy import CLOSE_REASONS
 from .protocols.base import RESET_OUTCOMES
 
-__all__ = ["CHECKOUT_OUTCOMES", "HEALTH_OUTCOMES", "Counters", "HealthReport", "Histogram", "PoolStats"]
+__all__ = [
+    "CHECKOUT_OUTCOMES",
+    "HEALTH_OUTCOMES",
+    "ConnectionStats",
+    "Counters",
+    "HealthReport",
+    "Histogram",
+    "PoolStats",
+]
 
 CHECKOUT_OUTCOMES = ("ok", "timeout", "exhausted", "closed", "error")
 HEALTH_OUTCOMES = ("ok", "failed")
@@ -197,6 +205,34 @@ class PoolStats:
             "messages": {"sent": c.messages_sent, "received": c.messages_received},
             "message_bytes": {"sent": c.bytes_sent, "received": c.bytes_received},
         }
+
+
+@dataclass(frozen=True)
+class ConnectionStats:
+    """One connection at one moment. Times are in seconds.
+
+    Attributes:
+        state: ``connecting``, ``idle``, ``in_use``, ``resetting`` or ``closing``.
+        age: Since it was ready; while connecting, since that began.
+        remaining: Until it will not be handed out any more; None before it is ready.
+        sessions: Served so far, the present one included.
+        rtt: Of the last answered ping, or None.
+        in_use: Since it was borrowed, or None.
+        last_error: What went wrong with it last, or empty.
+    """
+
+    id: int
+    state: str
+    age: float
+    remaining: float | None
+    sessions: int
+    max_sessions: int
+    rtt: float | None
+    in_use: float | None
+    last_error: str
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 @dataclass(frozen=True)
