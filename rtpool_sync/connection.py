@@ -51,6 +51,7 @@ class PooledConnection:
         "due",
         "failures_before",
         "generation",
+        "half_closed",
         "id",
         "idle_since",
         "last_error",
@@ -98,6 +99,7 @@ class PooledConnection:
         self.due = 0.0  # when to look at it next; entries of the timer heap that differ are stale
         self.watched = False  # registered with the selector
         self.close_by = 0.0
+        self.half_closed = False  # said everything, waiting for the peer to end the stream too
         self.received_back = False  # the reaper has begun with what the last borrower left; cleared by lend()
         self.next_ping_at = 0.0
         self.ping_sent = False
@@ -382,6 +384,11 @@ class RealtimeConnection(Claim):
         return self._member is None or transport is None or transport.ended
 
     # -- the pool's side
+
+    def _has_bytes(self) -> bool:
+        """Whether the kernel has something to say about the connection just lent: data, or its end."""
+        transport = self._transport
+        return transport is None or transport.has_bytes()
 
     def _configure(self, session: Mapping[str, Any], end: float, patience: float) -> None:
         """Apply ``session`` and wait for its acknowledgement, in the borrower's thread.

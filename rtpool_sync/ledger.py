@@ -136,6 +136,16 @@ class Ledger:
         self.waiters[waiter] = None
         return waiter
 
+    def rejoin_line(self, waiter: Waiter) -> None:
+        """Put a waiter back to the front: what it was given had to be looked at by the reaper."""
+        if self.closed:
+            waiter.error = PoolClosed(f"pool {self.name!r} is closed")
+            waiter.gate.release()
+            return
+        waiter.handle = None
+        self.waiters[waiter] = None
+        self.waiters.move_to_end(waiter, last=False)
+
     def _serve_first(self, member: PooledConnection, now: float) -> None:
         """Give a ready connection straight to the first in line."""
         waiter = next(iter(self.waiters))
@@ -143,7 +153,6 @@ class Ledger:
         waiter.handle = handle
         del self.waiters[waiter]
         waiter.gate.release()
-        self.counters.checkout_wait.observe(now - waiter.since)
 
     def fail_line(self, error: Callable[[], Exception], outcome: str) -> None:
         """Send everybody in line away, each with an exception of their own."""
@@ -156,13 +165,8 @@ class Ledger:
 
     # -- taking back
 
-    def give_back(self, claim: Claim, now: float, proved_at: float | None) -> bool:
-        """Take a connection back from its borrower; return whether the reaper has to look at it.
-
-        Args:
-            proved_at: When its socket was last known to be open and quiet; None
-                when it was not looked at, or has to be reset.
-        """
+    def give_back(self, claim: Claim, now: float) -> bool:
+        """Take a connection back from its borrower; return whether the reaper has to look at it."""
         member = claim._member
         if member is None or member.lease is not claim._lease or member.state is not State.IN_USE:
             claim._member = None  # somebody was faster: another thread, or close() after its deadline
@@ -171,10 +175,11 @@ class Ledger:
         assert transport is not None
         transport.owner = None  # from here on every call through the handle fails
         self.counters.session_duration.observe(now - member.busy_since)
-        fit = proved_at is not None and transport.is_clean and not member.leak_reported
+        # A connection without a reset can go on at once. Whether its socket is quiet is
+        # looked at when it is lent: that is late enough, and once for every checkout.
+        fit = member.transparent and transport.is_clean and not member.leak_reported
         if fit and self.retire_reason(member, now) is None:
             member.idle_since = now
-            member.proved_at = proved_at  # type: ignore[assignment]  # fit implies it
             if self.waiters:
                 self._serve_first(member, now)
             else:

@@ -23,6 +23,7 @@ __all__ = ["Lifecycle"]
 
 TICK = 0.05  # seconds after which a connection that came back is watched again
 HOUSEKEEPING = 1.0  # seconds between looks at a connection for which nothing is due
+LINGER = 1.0  # seconds the peer has to end the stream after the closing handshake
 CLOSING_RETRY = 0.01  # seconds until the next try to close a descriptor somebody is using
 
 
@@ -368,6 +369,15 @@ class Lifecycle:
         transport.take_unread()
         transport.flush()
         if is_open and not transport.ended and now < member.close_by:
+            self._loop.at(member, member.close_by)
+            return
+        if not member.half_closed:
+            # Our end of the stream is closed; the place is free when the peer's is too.
+            # Otherwise it would count one socket more than there may be.
+            member.half_closed = True
+            member.close_by = min(max(member.close_by, now), now + LINGER)
+            transport.end_sending()
+        if not transport.at_end() and now < member.close_by:
             self._loop.at(member, member.close_by)
             return
         self._loop.unwatch(member)

@@ -33,9 +33,6 @@ from .stats import ConnectionStats, Counters, HealthReport, PoolStats
 
 __all__ = ["RealtimePool"]
 
-#: A connection proved alive less than this many seconds ago is lent without another look at its socket.
-FRESH = 0.002
-
 #: Seconds the interpreter's exit may take for the closing handshakes.
 EXIT_TIMEOUT = 2.0
 
@@ -281,13 +278,14 @@ class RealtimePool:
             idle = ledger.idle
             if idle and not ledger.closed:
                 member = idle[-1]
-                if (
-                    now - member.proved_at < FRESH
-                    and now < member.usable_until
-                    and member.generation == ledger.generation
-                ):
+                if now < member.usable_until and member.generation == ledger.generation:
                     handle = ledger.lend(member, now, self)
                     ledger.counters.checkout_wait.counts[0] += 1
+        if handle is not None and handle._has_bytes():
+            with ledger.lock:
+                ledger.take_back_unseen(handle)
+                ledger.counters.checkout_wait.counts[0] -= 1
+            handle = None
         if handle is None:
             limit = _seconds(ledger.config.checkout_timeout if timeout is None else timeout)
             handle = self._checkout(ledger, now, now + limit, limit)
@@ -337,10 +335,8 @@ class RealtimePool:
                 self._wake()
                 return self._await(ledger, waiter, end, limit)
             assert handle is not None
-            member, transport = handle._borrowed()
-            if not transport.has_bytes():  # a system call, hence outside the lock
+            if not handle._has_bytes():
                 with ledger.lock:
-                    member.proved_at = now
                     ledger.counters.checkout_wait.observe(now - since)
                 if ledger.inbox or (self._reaper is not None and not self._reaper.will_turn):
                     self._wake()
@@ -350,24 +346,33 @@ class RealtimePool:
             self._wake()
 
     def _await(self, ledger: Ledger, waiter: Waiter, end: float, limit: float) -> RealtimeConnection:
-        try:
-            waiter.gate.acquire(timeout=max(0.0, end - monotonic()))
-        except BaseException:
-            # Killed in line: leave nothing behind, neither the place nor a
-            # connection that was handed over in the same moment.
+        while True:
+            try:
+                waiter.gate.acquire(timeout=max(0.0, end - monotonic()))
+            except BaseException:
+                # Killed in line: leave nothing behind, neither the place nor a
+                # connection that was handed over in the same moment.
+                with ledger.lock:
+                    ledger.waiters.pop(waiter, None)
+                if waiter.handle is not None:
+                    self._give_back(waiter.handle)
+                raise
             with ledger.lock:
-                ledger.waiters.pop(waiter, None)
-            if waiter.handle is not None:
-                self._give_back(waiter.handle)
-            raise
-        with ledger.lock:
-            handle, error = waiter.handle, waiter.error
-            if handle is None and error is None:  # timed out
-                del ledger.waiters[waiter]
-                ledger.counters.checkouts_failed["timeout"] += 1
-                error = ledger.timeout_error(limit, waiter.since)
-        if handle is not None:
-            return handle
+                handle, error = waiter.handle, waiter.error
+                if handle is None and error is None:  # timed out
+                    del ledger.waiters[waiter]
+                    ledger.counters.checkouts_failed["timeout"] += 1
+                    error = ledger.timeout_error(limit, waiter.since)
+            if handle is None:
+                break
+            if not handle._has_bytes():
+                with ledger.lock:
+                    ledger.counters.checkout_wait.observe(monotonic() - waiter.since)
+                return handle
+            with ledger.lock:
+                ledger.take_back_unseen(handle)
+                ledger.rejoin_line(waiter)
+            self._wake()
         assert error is not None
         self._park_at_exit()
         _tell_failed(ledger, error)
@@ -413,14 +418,8 @@ class RealtimePool:
             claim._member = None  # lent by the parent process
             return
         now = monotonic()
-        proved_at = None
-        transport = member.transport
-        if member.transparent and transport is not None:
-            proved_at = max(member.proved_at, transport.last_heard)
-            if now - proved_at >= FRESH:
-                proved_at = None if transport.has_bytes() else now
         with ledger.lock:
-            for_reaper = ledger.give_back(claim, now, proved_at)
+            for_reaper = ledger.give_back(claim, now)
         reaper = self._reaper
         if reaper is not None and (for_reaper or not reaper.will_turn):
             reaper.wake()

@@ -232,7 +232,7 @@ class Reaper:
             if member is None or member.lease is not claim._lease or member.state is not State.IN_USE:
                 return
             ledger.counters.leaks += 1
-            ledger.give_back(claim, now, None)
+            ledger.give_back(claim, now)
         ledger.events.emit(
             "dropped",
             message="its borrower lost it without returning it; it is taken back. "

@@ -90,7 +90,7 @@ class Stream:
         self.tls: ssl.SSLObject | None = None
         #: Bytes accepted by write() that the kernel did not take before the deadline.
         #: They stay first in line: the stream is never torn inside a frame.
-        self.unsent = b""
+        self.unsent: bytes | memoryview = b""
         self._ahead = b""  # bytes read past the head of an HTTP answer
         self._more = False  # OpenSSL holds decrypted bytes
         self._tls_lock = threading.Lock()  # guards the SSL object and its two buffers
@@ -99,6 +99,8 @@ class Stream:
         self._end_lock = threading.RLock()
         self._readable = select.poll()
         self._readable.register(sock, select.POLLIN)
+        self._look = select.poll()  # for has_bytes(), which a thread in fill() must not disturb
+        self._look.register(sock, select.POLLIN)
         self._writable = select.poll()
         self._writable.register(sock, select.POLLOUT)
         self._exchange: io.BytesIO | None = None
@@ -163,12 +165,17 @@ class Stream:
         """Whether reading would not block: bytes, the peer's end, or an error are waiting."""
         if self.holds_bytes:
             return True
-        poll = select.poll()  # a poll object serves one thread at a time, and several may look
-        try:
-            poll.register(self.sock, select.POLLIN)
-        except ValueError:  # closed at this moment by another thread
+        if self._closed:
             return True
-        return bool(poll.poll(0))
+        try:
+            return bool(self._look.poll(0))
+        except RuntimeError:  # a poll object serves one thread at a time, and another is looking
+            poll = select.poll()
+            try:
+                poll.register(self.sock, select.POLLIN)
+            except ValueError:  # closed at this moment
+                return True
+            return bool(poll.poll(0))
 
     # -- reading
 
@@ -236,7 +243,7 @@ class Stream:
 
     def _push(self, data: bytes | memoryview, end: float | None) -> None:
         if self.unsent:
-            data = self.unsent + data
+            data = bytes(self.unsent) + data
         try:
             while data:
                 try:
@@ -248,9 +255,25 @@ class Stream:
                     continue
                 data = memoryview(data)[size:] if size < len(data) else b""
         finally:
-            self.unsent = bytes(data) if data else b""
+            self.unsent = data
 
     # -- the end
+
+    def end_sending(self) -> None:
+        """Tell the peer that nothing more will come."""
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_WR)
+
+    def at_end(self) -> bool:
+        """Throw away what has arrived, without waiting; return whether the peer has ended the stream."""
+        try:
+            while self.sock.recv(65536):
+                pass
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass
+        return True
 
     def abort(self) -> None:
         """End the connection in both directions: whoever waits in it wakes at once. Never blocks."""

@@ -464,6 +464,7 @@ class Transport(websocket.WebSocket):
             ConnectionLost, ConnectionReturned: As for :meth:`recv`.
         """
         frame = build_frame(opcode, payload.encode() if isinstance(payload, str) else payload)
+        size = len(frame)
         end = monotonic() + timeout
         lock = self._write_lock
         if not lock.acquire(False) and not lock.acquire(timeout=_lock_timeout(timeout)):
@@ -474,10 +475,11 @@ class Transport(websocket.WebSocket):
             if self._end_reason is not None or self._close_sent:
                 self._raise_ended()
             self.messages_sent += 1  # also if it times out: its tail stays in line
-            self.bytes_sent += len(frame)
-            wire = frame if not self._control else self._take_control() + frame
-            self.stream.write(wire, end)
-            return len(frame)
+            self.bytes_sent += size
+            if self._control:
+                frame = self._take_control() + frame
+            self.stream.write(frame, end)
+            return size
         except (ConnectionLost, ConnectionReturned):
             raise
         except OSError as error:
@@ -493,7 +495,7 @@ class Transport(websocket.WebSocket):
             self._writing_failed(problem)
         if self._end_reason is not None:
             self._raise_ended()
-        raise TimeoutError(f"the peer did not take {len(frame)} bytes within {timeout:.2f} s")
+        raise TimeoutError(f"the peer did not take {size} bytes within {timeout:.2f} s")
 
     def _writing_failed(self, problem: str) -> NoReturn:
         """Raise why. What the peer said before it closed is the better reason, if it can be read.
@@ -663,6 +665,17 @@ class Transport(websocket.WebSocket):
         if not self._close_sent and self.sock is not None:
             self._close_sent = True
             self._send_control(CLOSE, close_payload(code, reason))
+
+    def end_sending(self) -> None:
+        """Half-close the stream, when everything is said."""
+        stream = self.sock
+        if stream is not None:
+            stream.end_sending()
+
+    def at_end(self) -> bool:
+        """Whether the peer has ended the stream too; what still arrives is thrown away."""
+        stream = self.sock
+        return stream is None or stream.at_end()
 
     def lose(self, problem: str) -> None:
         """Declare the connection dead: whoever waits in it gets :class:`ConnectionLost` at once."""
