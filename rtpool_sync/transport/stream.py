@@ -260,20 +260,28 @@ class Stream:
     # -- the end
 
     def end_sending(self) -> None:
-        """Tell the peer that nothing more will come."""
+        """Tell the peer that nothing more will come, without waiting. Counts as writing."""
         with contextlib.suppress(OSError):
+            if self.tls is not None:
+                with self._tls_lock:
+                    with contextlib.suppress(ssl.SSLError):  # it would go on to read the peer's close_notify
+                        self.tls.unwrap()
+                    alert = self._outgoing.read()
+                self._push(alert, 0)
+        with self._end_lock, contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_WR)
 
     def at_end(self) -> bool:
         """Throw away what has arrived, without waiting; return whether the peer has ended the stream."""
         try:
-            while self.sock.recv(65536):
-                pass
+            for _ in range(64):  # a peer that never pauses does not keep us here
+                if not self.sock.recv(65536):
+                    return True
         except BlockingIOError:
             return False
         except OSError:
-            pass
-        return True
+            return True
+        return False
 
     def abort(self) -> None:
         """End the connection in both directions: whoever waits in it wakes at once. Never blocks."""

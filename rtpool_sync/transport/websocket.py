@@ -667,10 +667,13 @@ class Transport(websocket.WebSocket):
             self._send_control(CLOSE, close_payload(code, reason))
 
     def end_sending(self) -> None:
-        """Half-close the stream, when everything is said."""
+        """Half-close the stream, when everything is said. Does nothing while somebody is sending."""
         stream = self.sock
-        if stream is not None:
-            stream.end_sending()
+        if stream is not None and self._write_lock.acquire(False):
+            try:
+                stream.end_sending()
+            finally:
+                self._write_lock.release()
 
     def at_end(self) -> bool:
         """Whether the peer has ended the stream too; what still arrives is thrown away."""

@@ -241,6 +241,35 @@ def test_close_notify_is_an_end_and_writing_goes_on(make: Make) -> None:
         unwrapping.result()
 
 
+def test_the_end_of_sending_is_not_waited_for(pair: tuple[Stream, Peer]) -> None:
+    """With its window full, the peer gets what it gets."""
+    stream, _ = pair
+    stream.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    with pytest.raises(TimeoutError):
+        stream.write(bytes(10_000_000), soon(0.05))
+    with within(0.5):
+        stream.end_sending()
+        stream.end_sending()
+
+
+def test_several_threads_may_look(pair: tuple[Stream, Peer]) -> None:
+    """A poll object serves one thread at a time."""
+    stream, peer = pair
+
+    class Busy:
+        def poll(self, timeout: float) -> list[Any]:
+            raise RuntimeError("concurrent poll() invocation")
+
+    with contextlib.suppress(BlockingIOError):  # session tickets
+        stream.fill(memoryview(bytearray(1)), 0)
+    stream._look = Busy()  # type: ignore[assignment]
+    assert not stream.has_bytes()
+    peer.raw(b"x")
+    eventually(stream.has_bytes)
+    stream.sock.close()
+    assert stream.has_bytes()
+
+
 def test_abort_wakes_whoever_waits(pair: tuple[Stream, Peer]) -> None:
     stream, _ = pair
     reading = Background(lambda: stream.fill(memoryview(bytearray(10)), soon()))

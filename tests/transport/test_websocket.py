@@ -452,7 +452,7 @@ def exchange(transport: Transport, count: int, message: str, expected: str) -> N
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 def test_one_thread_sends_while_another_receives(authority: Authority, tls: bool) -> None:
-    """What an SSLSocket does not survive: one of two such connections dies within 2000 messages."""
+    """What connections on an SSLSocket survive by luck only."""
     message, expected = "m" * 2000, "e" * 4096
     script = echo(len(message) + 8, frame(TEXT, expected.encode()))
     context = authority.client if tls else None
@@ -1525,6 +1525,47 @@ def test_abort_wakes_a_reader_and_a_writer_at_once(narrow: Pair) -> None:
         transport.abort()
         assert isinstance(waiting.error(), ConnectionLost)
         assert isinstance(slow.error(), ConnectionLost)
+
+
+def test_half_closing(pair: Pair) -> None:
+    transport, peer = pair
+    peer.send(TEXT, "nobody wants this")
+    arrived(transport)
+    with transport._write_lock:
+        transport.end_sending()  # not into what somebody else is writing
+    transport.send("still open")
+    assert peer.receive() == (TEXT, b"still open")
+    transport.end_sending()
+    if isinstance(peer.sock, ssl.SSLSocket):  # then an end without close_notify is an exception
+        peer.sock.suppress_ragged_eofs = False  # type: ignore[attr-defined]
+    assert peer.sock.recv(10) == b""
+    assert not transport.at_end()
+    peer.close()
+    eventually(transport.at_end)
+    transport.abort()
+    assert transport.release()
+    transport.end_sending()
+    assert transport.at_end()
+
+
+def test_waiting_for_the_end_of_a_peer_that_never_pauses(pair: Pair) -> None:
+    transport, peer = pair
+    stop = threading.Event()
+
+    def flood() -> None:
+        with contextlib.suppress(OSError):
+            while not stop.is_set():
+                peer.raw(b"x" * 1_000_000)
+
+    flooding = Background(flood)
+    transport.end_sending()
+    with within(1):
+        for _ in range(3):
+            assert not transport.at_end()
+    stop.set()
+    transport.abort()
+    flooding.result()
+    assert transport.at_end()
 
 
 def test_lose_says_why(pair: Pair) -> None:
