@@ -1,4 +1,4 @@
-"""The WebSocket clients, all with ``send(text)``, ``recv()`` and ``close()``, each as its documentation shows it."""
+"""The WebSocket clients, all with ``send(text)``, ``recv()`` and ``close()``, used as they are meant."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def context_for(server: Server) -> ssl.SSLContext | None:
 
 
 class Raw:
-    """The floor: a blocking socket that knows how many bytes will come, and writes a frame built beforehand."""
+    """The floor: a blocking socket that knows how many bytes will come and writes frames built beforehand."""
 
     def __init__(self, server: Server) -> None:
         sock = socket.create_connection((server.host, server.port))

@@ -60,11 +60,20 @@ class Goal:
     Attributes:
         at_most: Limit of ours divided by theirs.
         at_least: Limit of theirs divided by ours (of ours by theirs where more is better).
+        less_by: Limit of theirs less ours.
     """
 
     against: str = ""
     at_most: float | None = None
     at_least: float | None = None
+    less_by: float | None = None
+
+    def __str__(self) -> str:
+        if self.less_by is not None:
+            return f"at least {figure(self.less_by)} less"
+        word, limit = ("at most", self.at_most) if self.at_least is None else ("at least", self.at_least)
+        assert limit is not None
+        return f"{word} {figure(limit)}{'x' if self.against else ''}"
 
 
 @dataclass
@@ -96,15 +105,19 @@ class Row:
         for goal in self.goals:
             if goal.against and goal.against not in self.samples:
                 continue
-            if goal.against:
+            if goal.less_by is not None:
+                pairs = zip(self.samples[goal.against], self.samples[OURS], strict=True)
+                reached = Ratio.of([theirs - ours for theirs, ours in pairs])
+            elif goal.against:
                 reached = self.ratio(goal.against, faster=goal.at_least is not None)
             else:
                 reached = Ratio.of(self.samples[OURS])
-            if goal.at_least is not None:
-                yield goal, reached, reached.median >= goal.at_least
-            else:
-                assert goal.at_most is not None
+            if goal.at_most is not None:
                 yield goal, reached, reached.median <= goal.at_most
+            else:
+                limit = goal.less_by if goal.at_least is None else goal.at_least
+                assert limit is not None
+                yield goal, reached, reached.median >= limit
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -34,12 +34,12 @@ def measure(kind: str, work: str, size: int, budget: float) -> dict[str, float]:
     conn = _connection(kind)
     key = kind, work, size
     if key not in _per_message:
-        _per_message[key] = _run(conn, work, size, 50)["wall"] / 1e6
+        _per_message[key] = run_once(conn, work, size, 50)["wall"] / 1e6
     count = int(budget / max(_per_message[key], 1e-7))
-    return _run(conn, work, size, max(50, min(count, 60_000)))
+    return run_once(conn, work, size, max(50, min(count, 60_000)))
 
 
-def _run(conn: Any, work: str, size: int, count: int) -> dict[str, float]:
+def run_once(conn: Any, work: str, size: int, count: int) -> dict[str, float]:
     expect = getattr(conn, "expect", lambda size: None)
     many = getattr(conn, "many", None)
     text = '{"type":"input_audio_buffer.append","audio":"' + "A" * (size - 47) + '"}'

@@ -18,6 +18,7 @@ __all__ = ["main"]
 COMMANDS = {
     "demo": "make the same spoken calls by hand and with the pool, and compare",
     "emulator": "serve the Realtime protocol on this machine",
+    "bench": "measure the pool beside everything one would use instead",
     "config": "print the settings in force and where each one comes from",
 }
 

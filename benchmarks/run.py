@@ -1,0 +1,41 @@
+"""All rows, one after another."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from . import connect, idle, pools, race, report, scale, sessions, transport
+from .harness import Bench, Row
+from .servers import Servers
+
+__all__ = ["GROUPS", "run"]
+
+GROUPS: dict[str, Callable[[Bench, Servers], None]] = {
+    "pools": lambda bench, servers: pools.run(bench, servers.plain),
+    "transport": transport.run,
+    "connect": connect.run,
+    "race": race.run,
+    "idle": idle.run,
+    "sessions": lambda bench, _: sessions.run(bench),
+    "scale": scale.run,
+}
+
+
+def run(
+    only: Collection[str], out: Path, *, quick: bool = False, rounds: int | None = None
+) -> tuple[list[Row], list[Path]]:
+    """Measure the groups ``only`` (none: all); return the rows and the files written to ``out``."""
+    bench = Bench(quick, rounds or (2 if quick else 7), 0.02 if quick else 0.15)
+    with Servers() as servers:
+        for name, measure in GROUPS.items():
+            if not only or name in only:
+                since = time.monotonic()
+                print(f"{report.GROUPS[name]} ...", flush=True)
+                measure(bench, servers)
+                print(f"  ({time.monotonic() - since:.0f} s)", flush=True)
+        about = report.machine(bench, servers.language)
+    if bench.missing:
+        print(f"Not installed, so not measured: {', '.join(sorted(bench.missing))}")
+    return bench.rows, report.write(out, bench, about)
