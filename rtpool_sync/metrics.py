@@ -86,8 +86,8 @@ def _states(stats: PoolStats) -> Mapping[str, float]:
 
 
 def _ok(stats: PoolStats) -> int:
-    # Not counters.checkouts_ok, which is taken back when a connection that was lent turns
-    # out to be broken before its borrower has seen it: a counter must never go down.
+    # Not counters.checkouts_ok: that counts the connections lent, also one that turns out to be
+    # broken before its borrower has seen it.
     return sum(stats.counters.checkout_wait.counts)
 
 
@@ -219,6 +219,18 @@ class _Entry(NamedTuple):
 
     pool: weakref.ref[object]
     ledger: Ledger
+    shown: list[int]  # its counts of checkouts as they were shown last
+
+    def read(self, now: float) -> PoolStats:
+        """The numbers. A checkout is taken back when its connection turns out to be broken.
+
+        A counter that goes down looks like a restart to Prometheus, and the whole
+        of it like an increase: so it stands still until the number is reached again.
+        """
+        stats = self.ledger.stats(now)
+        wait = stats.counters.checkout_wait
+        self.shown[:] = wait.counts = [*map(max, wait.counts, self.shown or wait.counts)]
+        return stats
 
 
 class _Exports:
@@ -233,7 +245,9 @@ class _Exports:
 
     def track(self, pool: object, ledger: Ledger) -> None:
         self._check_process()
-        self._entries[id(ledger.counters)] = _Entry(weakref.ref(pool), ledger)
+        known = self._entries.get(id(ledger.counters))
+        shown = known.shown if known is not None else []
+        self._entries[id(ledger.counters)] = _Entry(weakref.ref(pool), ledger, shown)
 
     def _check_process(self) -> bool:
         """In a forked child, leave what was inherited to the parent; return whether that happened."""
@@ -251,7 +265,7 @@ class _Exports:
         now = time.monotonic()
         found: dict[str, list[PoolStats]] = {}
         for key, entry in list(self._entries.items()):
-            stats = entry.ledger.stats(now)
+            stats = entry.read(now)
             over = stats.closed or not stats.reaper_last_run
             if entry.pool() is None and over and not stats.total_connections:
                 del self._entries[key]
