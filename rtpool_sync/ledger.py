@@ -138,11 +138,12 @@ class Ledger:
 
     def rejoin_line(self, waiter: Waiter) -> None:
         """Put a waiter back to the front: what it was given had to be looked at by the reaper."""
+        waiter.handle = None
         if self.closed:
+            self.counters.checkouts_failed["closed"] += 1
             waiter.error = PoolClosed(f"pool {self.name!r} is closed")
             waiter.gate.release()
             return
-        waiter.handle = None
         self.waiters[waiter] = None
         self.waiters.move_to_end(waiter, last=False)
 
@@ -175,6 +176,8 @@ class Ledger:
         assert transport is not None
         transport.owner = None  # from here on every call through the handle fails
         self.counters.session_duration.observe(now - member.busy_since)
+        if self.surplus() > 0 and member.close_reason is None:
+            member.close_reason = "shrunk"  # whoever waits gets another: this is how a busy pool shrinks
         # A connection without a reset can go on at once. Whether its socket is quiet is
         # looked at when it is lent: that is late enough, and once for every checkout.
         fit = member.transparent and transport.is_clean and not member.leak_reported
@@ -213,6 +216,13 @@ class Ledger:
             # Where its last use puts it: a health check does not make it recently used.
             insort(self.idle, member, key=lambda m: m.idle_since)
         self.progress.notify_all()
+
+    def surplus(self) -> int:
+        """How many connections more there are than there may be, those on their way out not counted."""
+        limit = self.config.max_connections
+        if len(self.members) <= limit:
+            return 0
+        return sum(m.state is not State.CLOSING and m.close_reason is None for m in self.members) - limit
 
     def retire_reason(self, member: PooledConnection, now: float) -> str | None:
         """Why a connection must not be lent again; None while it may."""
@@ -259,13 +269,17 @@ class Ledger:
         self.members.add(member)
         return member
 
-    def connect_succeeded(self, member: PooledConnection, now: float, took: float) -> None:
+    def connect_succeeded(self, member: PooledConnection, now: float, took: float) -> str | None:
+        """Offer a connection that has become ready; return why not, if it is superfluous by now."""
         self.counters.opened += 1
         self.counters.connect.observe(took)
         member.failures_before = self.backoff.failures
         self.backoff.succeeded()
         member.opened_at = member.proved_at = member.idle_since = now
-        self.offer(member, now)
+        reason = self.retire_reason(member, now)  # e.g. it was opened with the key of before drain()
+        if reason is None:
+            self.offer(member, now)
+        return reason
 
     def connect_failed(self, error: ConnectError, now: float) -> None:
         """Note a failed attempt, and tell those whom it concerns."""

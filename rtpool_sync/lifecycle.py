@@ -123,9 +123,12 @@ class Lifecycle:
         assert member.transport is not None
         self._remember(member.transport)
         with self._ledger.lock:
-            self._ledger.connect_succeeded(member, now, took)
+            reason = self._ledger.connect_succeeded(member, now, took)
         self._ledger.events.emit("opened", message=f"ready after {took:.3f} s", connection=member.id)
-        self._loop.at(member, now)
+        if reason is not None:
+            self.begin_close(member, now, reason)
+        else:
+            self._loop.at(member, now)
 
     def _drive(self, member: PooledConnection, now: float) -> bool:
         """Carry messages between the socket and the protocol's task; return whether the socket is open."""
@@ -285,6 +288,8 @@ class Lifecycle:
         if reason is not None:
             self.begin_close(member, now, reason)
             return
+        # What a borrower's keepalive has arranged may be later than a check is due.
+        member.next_ping_at = min(member.next_ping_at, now + config.health_check_interval)
         if not member.ping_sent and now >= member.next_ping_at:
             member.ping_sent = True
             member.next_ping_at = now + config.health_check_interval
@@ -303,6 +308,8 @@ class Lifecycle:
         assert transport is not None
         if transport.ended:
             return  # the borrower will find out
+        # The last health check may have arranged the next ping for long after a keepalive is due.
+        member.next_ping_at = min(member.next_ping_at, now + config.ping_interval)
         if not transport.readlock.locked() and transport.has_bytes():
             transport.drain()
         if transport.silence(now) >= config.ping_timeout and not transport.has_bytes():

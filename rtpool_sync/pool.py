@@ -187,10 +187,14 @@ class RealtimePool:
                     left = end - monotonic()
                     if left <= 0:
                         raise ledger.timeout_error(timeout, since)
+                    if ledger.prewarm < target:  # another thread waited too, and has left
+                        ledger.prewarm = target
+                        self._wake()
                     ledger.progress.wait(left)
         finally:
             with ledger.lock:
                 ledger.prewarm = 0
+                ledger.progress.notify_all()
 
     def close(self, timeout: float = 10.0) -> None:
         """Close the pool: nobody gets a connection any more, idle ones are closed at once.
@@ -273,6 +277,8 @@ class RealtimePool:
             self._after_fork()
             ledger = self._ledger
         now = monotonic()
+        if timeout is not None:
+            timeout = _seconds(timeout)
         handle = None
         with ledger.lock:
             idle = ledger.idle
@@ -455,9 +461,10 @@ class RealtimePool:
             changes["max_connections"] = max_connections
         if min_idle is not None:
             changes["min_idle"] = min_idle
-        config = self.config.replace(**changes)
-        with self._ledger.lock:
-            self._ledger.config = config
+        with self._start_lock:  # of two at the same time each changes what it was asked to
+            config = self.config.replace(**changes)
+            with self._ledger.lock:
+                self._ledger.config = config
         self._wake()
 
     # -- telling

@@ -255,7 +255,7 @@ class Reaper:
             else:
                 reason = "drained"
                 doomed = [m for m in ledger.idle if m.generation != ledger.generation]
-                surplus = len(ledger.members) - ledger.config.max_connections
+                surplus = ledger.surplus()
                 if surplus > 0 and not doomed:
                     reason, doomed = "shrunk", ledger.idle[:surplus]
         if ledger.closed and not self._stopping:
