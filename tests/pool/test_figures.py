@@ -175,7 +175,8 @@ while True:
         conn = pool.acquire(10.0)
         stats = pool.stats()
         pool.release(conn)
-        print(f"killed {killed} in use {stats.in_use} total {stats.total_connections} waiting {stats.waiting}")
+        states = f"in use {stats.in_use} total {stats.total_connections} waiting {stats.waiting}"
+        print(f"killed {killed} {states}")
         break
     except KeyboardInterrupt:
         continue
