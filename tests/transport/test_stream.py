@@ -252,6 +252,21 @@ def test_the_end_of_sending_is_not_waited_for(pair: tuple[Stream, Peer]) -> None
         stream.end_sending()
 
 
+def test_looking_for_the_end_of_an_endless_stream(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, peer = make(False)
+
+    class Endless:
+        def recv(self, size: int) -> bytes:
+            return b"x"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stream, "sock", Endless())
+        assert not stream.at_end()
+    assert not stream.at_end()
+    peer.close()
+    eventually(stream.at_end)
+
+
 def test_several_threads_may_look(pair: tuple[Stream, Peer]) -> None:
     """A poll object serves one thread at a time."""
     stream, peer = pair
