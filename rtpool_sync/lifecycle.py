@@ -24,6 +24,7 @@ __all__ = ["Lifecycle"]
 TICK = 0.05  # seconds after which a connection that came back is watched again
 HOUSEKEEPING = 1.0  # seconds between looks at a connection for which nothing is due
 LINGER = 1.0  # seconds the peer has to end the stream after the closing handshake
+GREETING = 16  # messages that a server without sessions may send unasked before its first one
 CLOSING_RETRY = 0.01  # seconds until the next try to close a descriptor somebody is using
 
 
@@ -241,23 +242,30 @@ class Lifecycle:
         transport = member.transport
         assert transport is not None
         is_open = transport.drain()
-        strays = [member.protocol.stray(message) for message in transport.take_unread()]
+        unread = transport.take_unread()
+        # Before anybody had it, what a plain server says is a greeting: the first borrower's to read.
+        greeting = member.transparent and member.session_count == 0 and len(unread) <= GREETING
+        if greeting:
+            for message in unread:
+                transport.keep(message)
+        strays = [greeting or member.protocol.stray(message) for message in unread]
         with self._ledger.lock:
             reason = self._ledger.retire_reason(member, now)
         if not is_open or transport.ended:
             reason = "lost"
-        elif not all(strays) or (transport.has_unread and member.transparent):
+        elif not all(strays) or (transport.has_unread and member.transparent and not greeting):
             reason = reason or "dirty"
         if reason is not None:
             self.begin_close(member, now, reason)
             return
-        self._note_pong(member, now)
+        if self._note_pong(member, now):
+            self._loop.at(member, now)  # what was arranged was the end of our patience
         with self._ledger.lock:
             member.proved_at = now
             self._ledger.offer(member, now)
 
-    def _note_pong(self, member: PooledConnection, now: float) -> None:
-        """Count a health check that was answered, if one was due."""
+    def _note_pong(self, member: PooledConnection, now: float) -> bool:
+        """Count a health check that was answered, if one was due; return whether it was."""
         transport = member.transport
         assert transport is not None
         if member.ping_sent and transport.silence(now) <= 0 and transport.rtt is not None:
@@ -265,6 +273,8 @@ class Lifecycle:
             with self._ledger.lock:
                 self._ledger.counters.health_checks["ok"] += 1
                 self._ledger.counters.ping_rtt.observe(transport.rtt)
+            return True
+        return False
 
     def _look_idle(self, member: PooledConnection, now: float) -> None:
         """An idle connection's time has come: retire it, ping it, or note when to look again."""
