@@ -210,6 +210,16 @@ def test_a_message_right_behind_the_request(shared: RealtimeServer) -> None:
             assert read_frame(sock) == (0x81, b"early")
 
 
+@pytest.mark.parametrize("relay", [False, True])
+def test_small_frames_leave_at_once(relay: bool) -> None:
+    """Nagle's algorithm would hold an event back until the one before it is acknowledged."""
+    with RealtimeServer(relay=relay) as server, connected(server):
+        socks = list(server._sockets._held) + (list(server.relay.sockets._held) if server.relay else [])
+        flags = [sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for sock in socks]
+        # All but those that listen: one, and with the relay one more and three ends instead of one.
+        assert sorted(map(bool, flags)) == ([False] * 2 + [True] * 3 if relay else [False, True])
+
+
 def test_fragments_with_a_ping_between(shared: RealtimeServer) -> None:
     with raw_upgrade(shared) as sock:
         sock.sendall(masked(0x01, b"on") + masked(0x89, b"p") + masked(0x00, b"") + masked(0x80, b"e"))
