@@ -249,15 +249,15 @@ class _Exports:
         shown = known.shown if known is not None else []
         self._entries[id(ledger.counters)] = _Entry(weakref.ref(pool), ledger, shown)
 
-    def _check_process(self) -> bool:
-        """In a forked child, leave what was inherited to the parent; return whether that happened."""
-        pid = os.getpid()
-        if self._pid == pid:
-            return False
-        self._pid = pid
+    def _check_process(self) -> None:
+        """In a forked child, leave what was inherited to the parent."""
+        if self._pid != os.getpid():
+            self._pid = os.getpid()
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
         self._entries.clear()
         self._past.clear()
-        return True
 
     def readings(self) -> dict[str, list[PoolStats]]:
         """The numbers of every pool, by name."""
@@ -341,9 +341,11 @@ class _Files(_Exports):
         self._cells: dict[tuple[str, tuple[str, ...]], Any] = {}
         self._written: dict[tuple[str, tuple[str, ...]], float] = {}
 
+    def _begin_anew(self) -> None:
+        super()._begin_anew()
+        self._written.clear()  # a child has files of its own, with zeros in the inherited cells
+
     def publish(self) -> None:
-        if self._check_process():
-            self._written.clear()  # this process has files of its own, with zeros in the inherited cells
         for name, readings in self.readings().items():
             for family in FAMILIES:
                 self._write(family, name, _combined(family, readings))
