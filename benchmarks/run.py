@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -25,17 +26,24 @@ GROUPS: dict[str, Callable[[Bench, Servers], None]] = {
 
 def run(
     only: Collection[str], out: Path, *, quick: bool = False, rounds: int | None = None
-) -> tuple[list[Row], list[Path]]:
-    """Measure the groups ``only`` (none: all); return the rows and the files written to ``out``."""
+) -> tuple[list[Row], list[Path], bool]:
+    """Measure the groups ``only`` (none: all); return rows, files written, whether all went well."""
     bench = Bench(quick, rounds or (2 if quick else 7), 0.02 if quick else 0.15)
+    broken = False
     with Servers() as servers:
         for name, measure in GROUPS.items():
             if not only or name in only:
                 since = time.monotonic()
                 print(f"{report.GROUPS[name]} ...", flush=True)
-                measure(bench, servers)
+                try:
+                    measure(bench, servers)
+                except (
+                    RuntimeError
+                ) as error:  # of a peer, or of the machine: the other groups are still of use
+                    print(f"  broken off: {error}", file=sys.stderr)
+                    broken = True
                 print(f"  ({time.monotonic() - since:.0f} s)", flush=True)
         about = report.machine(bench, servers.language)
     if bench.missing:
         print(f"Not installed, so not measured: {', '.join(sorted(bench.missing))}")
-    return bench.rows, report.write(out, bench, about)
+    return bench.rows, report.write(out, bench, about), not broken

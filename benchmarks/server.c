@@ -161,7 +161,12 @@ static void *serve(void *argument) {
         have -= at;
     }
 end:
-    if (c->ssl) { SSL_shutdown(c->ssl); SSL_free(c->ssl); }
+    if (c->ssl) SSL_shutdown(c->ssl);
+    shutdown(c->fd, SHUT_WR); /* and read to the end: closing over unread bytes would reset the connection */
+    struct timeval patience = {2, 0};
+    setsockopt(c->fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    while (recv(c->fd, buffer, BUFFER, 0) > 0) ;
+    if (c->ssl) SSL_free(c->ssl);
     close(c->fd);
     free(buffer); free(task.echo);
     return 0;

@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
     sys.path.insert(0, str(ROOT))
     bench = importlib.import_module("benchmarks.run")
     lines = importlib.import_module("benchmarks.report")
-    rows, files = bench.run(options.only, options.out, quick=options.quick, rounds=options.rounds)
+    rows, files, fine = bench.run(options.only, options.out, quick=options.quick, rounds=options.rounds)
     _report.table(lines.HEAD, list(lines.table(rows)), figures=False)
     print("Written: " + ", ".join(str(file) for file in files))
-    return 0
+    return 0 if fine else 1
