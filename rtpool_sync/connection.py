@@ -194,7 +194,7 @@ class RealtimeConnection(Claim):
         opcode = TEXT
         payload: str | bytes
         if isinstance(event, str):
-            payload = event
+            payload = event.encode()  # here: what cannot be encoded must not count as sent
         elif isinstance(event, (bytes, bytearray, memoryview)):
             if member.text_only:
                 payload = event = bytes(event).decode()
@@ -273,8 +273,8 @@ class RealtimeConnection(Claim):
 
     def _receive(self, timeout: float | None) -> str | bytes:
         transport = self._transport
-        if transport is None:
-            self._borrowed()
+        if transport is None or transport.owner is not self._lease:
+            self._borrowed()  # now: not in line behind the receiver of a later session
             raise AssertionError("unreachable")
         try:
             return transport.recv(timeout, self._lease)
