@@ -14,7 +14,16 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .errors import ConnectionLost, ConnectionReturned, PoolTimeout, RecvTimeout, SessionExpired
+from .converters.masking import Secret
+from .errors import (
+    ConnectError,
+    ConnectionLost,
+    ConnectionReturned,
+    PoolTimeout,
+    RecvTimeout,
+    SessionExpired,
+    redact,
+)
 from .protocols.base import Protocol, SessionProtocol
 from .transport.frames import BINARY, TEXT
 
@@ -65,6 +74,7 @@ class PooledConnection:
         "proved_at",
         "received_back",
         "reset_started",
+        "secrets",
         "session_count",
         "state",
         "text_only",
@@ -92,6 +102,7 @@ class PooledConnection:
         self.usable_until, self.usable_why = 0.0, "age"
         self.close_reason: str | None = None  # set: to be closed as soon as nobody uses it
         self.last_error = ""
+        self.secrets: list[Secret] = []  # what was shown to the server, and what it may quote
         self.failures_before = 0  # attempts that had failed in a row when this one succeeded
         self.borrower_stack: str | None = None
         self.leak_reported = False
@@ -104,6 +115,14 @@ class PooledConnection:
         self.next_ping_at = 0.0
         self.ping_sent = False
         self.reset_started = 0.0
+
+    def masked(self, error: ConnectError) -> ConnectError:
+        """The error, without the secrets that the server has put into what it said."""
+        plain = [secret.reveal() for secret in self.secrets if len(secret) > 5]
+        error.args = tuple(redact(str(arg), *plain) for arg in error.args)
+        if error.code is not None:
+            error.code = redact(error.code, *plain)
+        return error
 
     def __repr__(self) -> str:
         return f"<PooledConnection #{self.id} {self.state.value}, {self.session_count} sessions>"

@@ -7,6 +7,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from .connection import PooledConnection
+from .converters.masking import Secret
 from .transport import Dial, Endpoint, Transport
 from .transport.dial import make_context
 
@@ -38,9 +39,19 @@ class Dialing:
                 if self._context is None:
                     self._context = make_context(config.ca_file)
                 context = self._context
+
+        def headers() -> list[tuple[str, str]]:
+            pairs = config.upgrade_headers(needs_key)
+            member.secrets = [
+                Secret(value.removeprefix("Bearer "))
+                for name, value in pairs
+                if not name.startswith("OpenAI-")
+            ]
+            return pairs
+
         return Dial(
             endpoint,
-            lambda: config.upgrade_headers(needs_key),
+            headers,
             context=context,
             session=self._session,
             timeout=config.connect_timeout,

@@ -301,7 +301,8 @@ class Ledger:
             self.backoff.failures = (
                 member.failures_before
             )  # opening it proved nothing: keep the delays growing
-            self.connect_failed(ConnectError(f"a new connection did not last: {text}", kind="session"), now)
+            error = ConnectError(f"a new connection did not last: {text}", kind="session")
+            self.connect_failed(member.masked(error), now)
 
     def gone(self, member: PooledConnection) -> None:
         """The connection has no socket any more: its place is free."""

@@ -98,6 +98,7 @@ class Lifecycle:
         )
 
     def _connect_failed(self, member: PooledConnection, now: float, error: ConnectError) -> None:
+        error = member.masked(error)
         with self._ledger.lock:
             closed = self._ledger.closed
             if not closed:

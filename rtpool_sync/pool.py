@@ -129,6 +129,8 @@ class RealtimePool:
         return self._ledger.closed
 
     def __repr__(self) -> str:
+        if not hasattr(self, "_ledger"):  # in the traceback of a ConfigError, with variables
+            return "<RealtimePool, not made>"
         stats = self.stats()
         states = ("in_use", "idle", "connecting", "resetting", "closing")
         parts = [f"{count} {state}" for state in states if (count := getattr(stats, state))]
