@@ -6,6 +6,7 @@ import gc
 import json
 import os
 import resource
+import select
 import statistics
 import subprocess
 import sys
@@ -100,6 +101,16 @@ class Row:
         flip = faster and not self.more_is_better
         return Ratio.of([_divide(b, a) if flip else _divide(a, b) for a, b in pairs])
 
+    def multiple(self, name: str) -> str:
+        """Theirs as a multiple of ours; if ours is nothing, as it is."""
+        if not any(self.samples[OURS]):
+            return figure(statistics.median(self.samples[name]))
+        return f"{figure(self.times(name))}x"
+
+    def times(self, name: str) -> float:
+        pairs = zip(self.samples[name], self.samples[OURS], strict=True)
+        return statistics.median(_divide(theirs, ours) for theirs, ours in pairs)
+
     def judged(self) -> Iterator[tuple[Goal, Ratio, bool]]:
         """Each goal whose contestant is there, what was reached, and whether that is enough."""
         for goal in self.goals:
@@ -162,9 +173,7 @@ class Bench:
         self.rows.append(row)
         if OURS in row.samples:
             ours = figure(statistics.median(row.samples[OURS]))
-            rest = ", ".join(
-                f"{name} {row.ratio(name, faster=True)}x" for name in row.samples if name != OURS
-            )
+            rest = ", ".join(f"{name} {row.multiple(name)}" for name in row.samples if name != OURS)
             self.say(f"  {row.name}: {ours} {row.unit}; {rest}")
 
     def contestants(self, known: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
@@ -241,13 +250,19 @@ class Worker:
     def pid(self) -> int:
         return self._process.pid
 
-    def call(self, function: str, **arguments: Any) -> Any:
-        """Call and wait. Raises ImportError as the function did, RuntimeError for anything else."""
+    def call(self, function: str, *, patience: float = 300.0, **arguments: Any) -> Any:
+        """Call and wait. Raises ImportError as the function did, RuntimeError for anything else.
+
+        Some peers hang now and then: after ``patience`` seconds the process is of no use any more.
+        """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
             self._process.stdin.write(json.dumps([function, arguments]) + "\n")
             self._process.stdin.flush()
+            if not select.select([self._process.stdout], [], [], patience)[0]:
+                self.close()
+                raise RuntimeError(f"hangs, for {patience:g} s now")
             line = self._process.stdout.readline()
         except BrokenPipeError:
             line = ""

@@ -116,7 +116,7 @@ def markdown(about: dict[str, Any], rows: Sequence[Row]) -> str:
         lines += _block(("what", "ours", "against", "goal", "reached", ""), table(mine))
         lines += [
             "",
-            "Times what ours takes (below 1: the other one is faster), the median of the rounds:",
+            "Each figure as a multiple of ours (of a time: below 1 is faster than we are), medians:",
             "",
         ]
         lines += _matrix(mine)
@@ -145,19 +145,12 @@ def _matrix(rows: Sequence[Row]) -> list[str]:
             [
                 row.name,
                 f"{figure(statistics.median(row.samples[OURS]))} {row.unit}".strip(),
-                *(figure(_multiple(row, name)) for name in names),
+                *(row.multiple(name) for name in names),
             ]
             for row in same
         )
         lines += [*_block(("", "ours", *names), body), ""]
     return lines
-
-
-def _multiple(row: Row, name: str) -> float:
-    return statistics.median(
-        1.0 if theirs == ours else theirs / max(ours, 1e-9)
-        for theirs, ours in zip(row.samples[name], row.samples[OURS], strict=True)
-    )
 
 
 # -- pictures
@@ -169,7 +162,7 @@ FLOOR, PEER = "#9aa5b1", "#c8733a"
 
 def svg(title: str, rows: Sequence[Row]) -> str:
     """Bars on a logarithmic scale: each contestant's figure as a multiple of ours."""
-    values = [_multiple(row, name) for row in rows for name in row.samples]
+    values = [row.times(name) for row in rows for name in row.samples]
     low = min(-1, math.floor(math.log10(max(min(values), 1e-3))))
     high = max(1, math.ceil(math.log10(min(max(values), 1e6))))
     span = WIDTH - LEFT - 70
@@ -186,7 +179,7 @@ def svg(title: str, rows: Sequence[Row]) -> str:
         parts.append(_text(10, y, f"{row.name} ({OURS}: {ours} {row.unit}{more})", weight="bold"))
         y += 8
         for name in row.samples:
-            value = _multiple(row, name)
+            value = row.times(name)
             colour = COLOURS.get(name, FLOOR if name in row.floors else PEER)
             start, end = sorted((at(1.0), at(value)))
             parts.append(_text(LEFT - 8, y + BAR - 3, name, anchor="end"))
@@ -195,7 +188,7 @@ def svg(title: str, rows: Sequence[Row]) -> str:
                 f'fill="{colour}"/>'
             )
             label = end + 5 if value >= 1 else at(1.0) + 5
-            parts.append(_text(label, y + BAR - 3, f"{figure(value)}x"))
+            parts.append(_text(label, y + BAR - 3, row.multiple(name)))
             y += BAR
         y += GAP
     lines = [
