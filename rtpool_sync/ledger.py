@@ -198,13 +198,14 @@ class Ledger:
     def take_back_unseen(self, handle: RealtimeConnection) -> None:
         """Undo a loan whose socket turned out to have something to say: the reaper looks at it."""
         member = handle._member
-        assert member is not None
-        assert member.transport is not None
-        member.transport.owner = None
-        member.session_count -= 1
         self.counters.checkouts_ok -= 1
-        member.state = State.IDLE
-        self.inbox.append(member)
+        if member is not None and member.lease is handle._lease and member.state is State.IN_USE:
+            assert member.transport is not None
+            member.transport.owner = None
+            member.session_count -= 1
+            member.state = State.IDLE
+            self.inbox.append(member)
+        # else: close() was faster, after its deadline
         handle._member = None
 
     def offer(self, member: PooledConnection, now: float) -> None:

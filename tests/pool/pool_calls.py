@@ -36,6 +36,10 @@ class Call:
     def done(self) -> bool:
         return not self._thread.is_alive()
 
+    def wait(self, seconds: float) -> None:
+        """Wait until it is done, or so long."""
+        self._thread.join(seconds)
+
     def result(self, timeout: float = 20.0) -> Any:
         self._thread.join(timeout)
         assert self.done, "the call did not return"

@@ -128,6 +128,19 @@ def test_the_most_recently_used_is_taken_first() -> None:
             assert [a.id, b.id, c.id] == ids
 
 
+def test_also_when_the_very_last_one_is_not_fit() -> None:
+    with RealtimeServer() as server, plain(server.echo_url) as pool:
+        conns = [pool.acquire(10.0) for _ in range(3)]
+        members = [conn._member for conn in conns]
+        for conn in conns:
+            pool.release(conn)
+        assert members[2] is not None
+        with pool._ledger.lock:
+            members[2].usable_until = 0.0
+        with pool.connection(0.0) as conn:
+            assert conn.id == conns[1].id
+
+
 def test_nested_checkouts_get_connections_of_their_own() -> None:
     with RealtimeServer() as server, plain(server.echo_url, max_connections=3) as pool:
         with pool.connection(10.0) as a, pool.connection(10.0) as b, pool.connection(10.0) as c:
@@ -293,25 +306,37 @@ def test_a_waiter_that_is_killed_leaves_nothing_behind(
         assert pool.stats().counters.leaks == 0
 
 
-def test_a_waiter_whose_connection_broke_while_the_pool_was_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It looks at what it was handed, does not like it, and finds nobody who gives it another."""
+@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("way", ["idle", "waiting"])
+def test_a_connection_that_broke_while_the_pool_was_closed(
+    way: str, killed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who looks at what he was handed, and does not like it, finds nobody who gives him another."""
+    closing: list[Call] = []
     with RealtimeServer() as server, plain(server.echo_url, max_connections=1) as pool:
 
         def has_bytes(handle: RealtimeConnection) -> bool:
-            closing.append(Call(pool.close, 0.0))
+            closing.append(Call(pool.close, 0.0 if killed else 20.0))
             eventually(lambda: pool.closed)
+            if killed:
+                closing[0].result()  # the connection is gone
             return True
 
-        closing: list[Call] = []
         conn = pool.acquire(10.0)
-        waiter = in_line(pool, pool.acquire, 30.0)
+        if way == "idle":
+            pool.release(conn)
+        waiter = in_line(pool, pool.acquire, 30.0) if way == "waiting" else None
         monkeypatch.setattr(RealtimeConnection, "_has_bytes", has_bytes)
-        pool.release(conn)
+        if waiter is None:
+            waiter = Call(pool.acquire, 30.0)
+        else:
+            pool.release(conn)
         with pytest.raises(PoolClosed):
             waiter.result()
         closing[0].result()
         stats = pool.stats()
-        assert (stats.in_use, stats.total_connections, stats.counters.checkouts_failed["closed"]) == (0, 0, 1)
+        assert (stats.in_use, stats.total_connections) == (0, 0)
+        assert (stats.counters.checkouts_ok, stats.counters.checkouts_failed["closed"]) == (1, 1)
 
 
 # -- not in time
