@@ -241,7 +241,7 @@ class Worker:
         if pinned and CORE is not None:
             os.sched_setaffinity(self._process.pid, {CORE})
         try:
-            self.call("setup", **setup)
+            self.call("setup", patience=60.0, **setup)
         except BaseException:
             self.close()
             raise

@@ -29,7 +29,7 @@ def run(
 ) -> tuple[list[Row], list[Path], bool]:
     """Measure the groups ``only`` (none: all); return rows, files written, whether all went well."""
     bench = Bench(quick, rounds or (2 if quick else 7), 0.02 if quick else 0.15)
-    broken = False
+    broken, files = False, []
     with Servers() as servers:
         for name, measure in GROUPS.items():
             if not only or name in only:
@@ -37,13 +37,11 @@ def run(
                 print(f"{report.GROUPS[name]} ...", flush=True)
                 try:
                     measure(bench, servers)
-                except (
-                    RuntimeError
-                ) as error:  # of a peer, or of the machine: the other groups are still of use
+                except RuntimeError as error:  # the other groups are of use even so
                     print(f"  broken off: {error}", file=sys.stderr)
                     broken = True
                 print(f"  ({time.monotonic() - since:.0f} s)", flush=True)
-        about = report.machine(bench, servers.language)
+                files = report.write(out, bench, report.machine(bench, servers.language))
     if bench.missing:
         print(f"Not installed, so not measured: {', '.join(sorted(bench.missing))}")
-    return bench.rows, report.write(out, bench, about), not broken
+    return bench.rows, files, not broken
