@@ -84,6 +84,7 @@ def test_a_connection_that_breaks_after_any_number_of_messages_costs_nothing_but
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.usefixtures("untraced")
 def test_borrowers_killed_at_any_moment_of_a_session_cost_nothing() -> None:
     """KeyboardInterrupt, delivered between two bytecodes, 300 times."""
     kill = ctypes.pythonapi.PyThreadState_SetAsyncExc

@@ -91,6 +91,7 @@ def test_64_threads_share_4_connections_in_20_000_checkouts(capsys: pytest.Captu
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.usefixtures("untraced")
 def test_1_000_waiters_killed_by_an_asynchronous_exception_lose_nothing() -> None:
     kill = ctypes.pythonapi.PyThreadState_SetAsyncExc
     rng = random.Random(3)
