@@ -323,6 +323,7 @@ class Lifecycle:
         member.next_ping_at = min(member.next_ping_at, now + config.ping_interval)
         if not transport.readlock.locked() and transport.has_bytes():
             transport.drain()
+        transport.flush()  # what the kernel had no room for, an answer to a ping among it
         if transport.silence(now) >= config.ping_timeout and not transport.has_bytes():
             transport.lose(f"no answer to a ping within {config.ping_timeout:g} s")
         elif now >= member.next_ping_at and transport.silence(now) <= 0:

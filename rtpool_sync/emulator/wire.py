@@ -46,6 +46,18 @@ _CLOSE_TIMEOUT = 5.0
 _log = logging.getLogger("rtpool_sync.emulator")
 
 
+def _mask_credentials(record: logging.LogRecord) -> bool:
+    """Hide the keys among the request headers, which `websockets` logs one by one at DEBUG."""
+    args = record.args
+    if isinstance(args, tuple) and len(args) == 2:
+        if str(args[0]).lower() in ("authorization", "api-key", "sec-websocket-protocol"):
+            record.args = (args[0], "***")
+    return True
+
+
+_log.addFilter(_mask_credentials)
+
+
 def frame(first: int, payload: bytes) -> bytes:
     """Return an unmasked frame; ``first`` is the byte with FIN and opcode."""
     size = len(payload)

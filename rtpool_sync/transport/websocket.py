@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 
 import websocket
 
-from ..errors import ConnectionLost, ConnectionReturned, MessageTooBig, RecvTimeout
+from ..errors import ConnectionLost, ConnectionReturned, MessageTooBig, RecvTimeout, redact
 from .frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, build_frame, close_payload
 from .stream import Stream
 
@@ -373,7 +373,7 @@ class Transport(websocket.WebSocket):
                 self._wake_pong_waiters()
         else:
             code = int.from_bytes(payload[:2], "big") if len(payload) >= 2 else 1005
-            reason = payload[2:].decode("utf-8", "replace")
+            reason = redact(payload[2:].decode("utf-8", "replace"))
             self._close_code = code
             if not self._close_sent:
                 self._close_sent = True
