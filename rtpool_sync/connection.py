@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import json
+import os
 import time
 import typing
 from collections.abc import Iterator, Mapping
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Claim", "Lender", "PooledConnection", "RealtimeConnection", "State"]
 
 monotonic = time.monotonic
+getpid = os.getpid
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
@@ -63,6 +65,7 @@ class PooledConnection:
         "half_closed",
         "id",
         "idle_since",
+        "incomplete",
         "last_error",
         "leak_reported",
         "lease",
@@ -70,8 +73,8 @@ class PooledConnection:
         "next_ping_at",
         "opened_at",
         "ping_sent",
+        "pinged_at",
         "protocol",
-        "proved_at",
         "received_back",
         "reset_started",
         "secrets",
@@ -98,7 +101,7 @@ class PooledConnection:
         self.transport: Transport | None = None
         self.lease = 0  # number of the current or last checkout
         self.session_count = 0
-        self.opened_at = self.idle_since = self.busy_since = self.proved_at = now
+        self.opened_at = self.idle_since = self.busy_since = now
         self.usable_until, self.usable_why = 0.0, "age"
         self.close_reason: str | None = None  # set: to be closed as soon as nobody uses it
         self.last_error = ""
@@ -113,7 +116,9 @@ class PooledConnection:
         self.half_closed = False  # said everything, waiting for the peer to end the stream too
         self.received_back = False  # the reaper has begun with what the last borrower left; cleared by lend()
         self.next_ping_at = 0.0
-        self.ping_sent = False
+        self.ping_sent = False  # a health check, not answered yet
+        self.pinged_at = 0.0  # when
+        self.incomplete = False  # reserved while idle: half a message has arrived
         self.reset_started = 0.0
 
     def masked(self, error: ConnectError) -> ConnectError:
@@ -133,7 +138,7 @@ class Lender(typing.Protocol):
 
     name: str
 
-    def _dropped(self, handle: RealtimeConnection) -> None: ...
+    def _dropped(self, handle: RealtimeConnection, mistake: bool = True) -> None: ...
     def _park_at_exit(self) -> None: ...
 
 
@@ -172,13 +177,13 @@ class RealtimeConnection(Claim):
         member, transport = self._member, self._transport
         if member is None or transport is None or transport.owner is not self._lease:
             raise ConnectionReturned(f"connection #{self.id} was returned to pool {self._pool.name!r}")
+        if member.ledger.pid != getpid():
+            raise ConnectionLost(f"connection #{self.id} belongs to the parent process", reason="forked")
         return member, transport
 
     def __del__(self) -> None:
-        # Dropped without being returned: by mistake, or by an exception that struck
-        # between two bytecodes. Nothing may block here, so the reaper takes it back.
-        member = getattr(self, "_member", None)
-        if member is not None and member.lease is self._lease:
+        # Dropped without being returned. Nothing may block here, so the reaper takes it back.
+        if getattr(self, "_member", None) is not None:
             self._pool._dropped(self)
 
     def __repr__(self) -> str:
@@ -207,7 +212,7 @@ class RealtimeConnection(Claim):
         """
         member = self._member
         transport = self._transport
-        if member is None or transport is None:
+        if member is None or transport is None or self._is_inherited:
             self._borrowed()
             raise AssertionError("unreachable")
         opcode = TEXT
@@ -292,7 +297,7 @@ class RealtimeConnection(Claim):
 
     def _receive(self, timeout: float | None) -> str | bytes:
         transport = self._transport
-        if transport is None or transport.owner is not self._lease:
+        if transport is None or transport.owner is not self._lease or self._is_inherited:
             self._borrowed()  # now: not in line behind the receiver of a later session
             raise AssertionError("unreachable")
         try:
@@ -334,12 +339,14 @@ class RealtimeConnection(Claim):
         """Send a ping and return the seconds until its answer.
 
         Raises:
-            TimeoutError: No answer in time.
+            RecvTimeout: No answer in time.
             ConnectionLost, ConnectionReturned: As for :meth:`recv`.
         """
         _, transport = self._borrowed()
         try:
             return transport.ping(timeout, self._lease)
+        except TimeoutError as error:
+            raise RecvTimeout(str(error)) from None
         except ConnectionLost as error:
             lost = self._explain(error)
         self._raise(lost)
@@ -387,9 +394,10 @@ class RealtimeConnection(Claim):
 
     @property
     def is_healthy(self) -> bool:
-        """Whether the connection is open and owes no answer to a ping."""
+        """Whether the connection is open, sound, and answers pings within half of ``ping_timeout``."""
         _, transport = self._borrowed()
-        return not transport.ended and not transport.damaged and transport.silence(monotonic()) <= 0
+        answers = transport.silence(monotonic()) <= self._stall_timeout / 2
+        return answers and not transport.ended and not transport.damaged
 
     @property
     def rtt_seconds(self) -> float | None:
@@ -400,14 +408,25 @@ class RealtimeConnection(Claim):
     def closed(self) -> bool:
         """Whether the connection ended or was returned."""
         transport = self._transport
-        return self._member is None or transport is None or transport.ended
+        return self._member is None or transport is None or transport.ended or self._is_inherited
 
     # -- the pool's side
 
+    @property
+    def _is_inherited(self) -> bool:
+        """Whether this is a forked child, and the connection its parent's."""
+        member = self._member
+        return member is not None and member.ledger.pid != getpid()
+
     def _has_bytes(self) -> bool:
-        """Whether the kernel has something to say about the connection just lent: data, or its end."""
-        transport = self._transport
-        return transport is None or transport.has_bytes()
+        """Whether there is something to say about the connection just lent: data, or its end."""
+        member, transport = self._member, self._transport
+        if member is None or transport is None:
+            return True
+        # The kernel first: what the reaper takes from it at this moment is found by the rest.
+        if transport.has_bytes() or transport.readlock.locked() or transport.ended:
+            return True
+        return member.session_count > 1 and transport.has_unread  # before, it is the server's greeting
 
     def _configure(self, session: Mapping[str, Any], end: float, patience: float) -> None:
         """Apply ``session`` and wait for its acknowledgement, in the borrower's thread.
@@ -427,13 +446,13 @@ class RealtimeConnection(Claim):
         silent_at = min(end, now + patience)
         protocol.configure(session, now)
         while protocol.pending:
-            for message in protocol.outgoing():
-                transport.send(message, TEXT, max(0.0, silent_at - monotonic()), self._lease)
-            now = monotonic()
-            until = silent_at if protocol.wake_at is None else min(silent_at, protocol.wake_at)
             try:
-                protocol.feed(transport.recv(max(0.0, until - now), self._lease), monotonic())
-            except RecvTimeout:
+                for message in protocol.outgoing():
+                    transport.send(message, TEXT, max(0.0, silent_at - monotonic()), self._lease)
+                until = silent_at if protocol.wake_at is None else min(silent_at, protocol.wake_at)
+                answer = transport.recv(max(0.0, until - monotonic()), self._lease)
+                protocol.feed(answer, monotonic())
+            except TimeoutError:
                 now = monotonic()
                 if now < silent_at:
                     protocol.tick(now)

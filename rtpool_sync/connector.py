@@ -5,7 +5,6 @@ Started on demand, a few at most, gone again after a second without work.
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import threading
 import time
@@ -65,25 +64,26 @@ class Connectors:
             except RuntimeError:  # no more threads on this machine, or the interpreter is exiting
                 with self._lock:
                     self._threads.discard(thread)
-                if not self._threads:
-                    with contextlib.suppress(queue.Empty):
-                        self._jobs.get_nowait()
-                        self._unclaimed -= 1
-                        self._result(member, ConnectError("no thread could be started", kind="tcp"))
+                    alone = not self._threads
+                    self._unclaimed -= alone
+                job = self._jobs.get_nowait() if alone else None
+                if job is not None:
+                    self._result(job, ConnectError("no thread could be started", kind="tcp"))
 
     def _run(self) -> None:
         thread = threading.current_thread()
         while True:
             with self._lock:
                 self._waiting += 1
+            tired = False
             try:
                 member = self._jobs.get(timeout=LINGER)
             except queue.Empty:
-                member = None
+                member, tired = None, True
             with self._lock:
                 self._waiting -= 1
                 if member is None:
-                    if self._unclaimed and not self._stopped:
+                    if tired and self._unclaimed:
                         continue  # put in the moment we gave up waiting
                     self._threads.discard(thread)
                     return
@@ -100,7 +100,9 @@ class Connectors:
             return dial.run()
         except ConnectError as error:
             return error.with_traceback(None)
-        except Exception as error:  # a defect: better a failed attempt than a lost connection
+        except BaseException as error:
+            # A defect, or the application's key function, SystemExit included: better a failed
+            # attempt than a connection of which nobody ever hears again.
             return ConnectError(f"connecting failed: {type(error).__name__}: {error}", kind="tcp")
         finally:
             with self._lock:

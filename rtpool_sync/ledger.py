@@ -74,17 +74,18 @@ class Ledger:
         self.idle: list[PooledConnection] = []  # ready to lend, most recently used last
         self.waiters: OrderedDict[Waiter, None] = OrderedDict()  # first come first served
         self.inbox: deque[PooledConnection] = deque()  # for the reaper to look at
-        self.dropped: deque[Claim] = deque()  # of lost handles; appended to without the lock
+        # Lost handles, and whether that was the borrower's mistake; appended to without the lock.
+        self.dropped: deque[tuple[Claim, bool]] = deque()
         self.generation = 0  # raised by drain(): older connections are retired
         self.backoff = Backoff()
         self.last_error: ConnectError | None = None
         self.errors_seen = 0  # connect errors so far, to tell a new one from an old one
-        self.prewarm = 0  # connections that wait() asks for
+        self.watchers: set[threading.Lock] = set()  # gates of the threads in wait()
+        self.unmet = False  # a caller went away empty-handed since the last plan
         self.closed = False
         self.kill = False  # close()'s deadline has passed: connections in use are closed too
         self.exiting = False  # the interpreter exits: daemon threads are left asleep
         self.last_run = 0.0  # Unix time of the reaper's last turn; 0 before it was started
-        self.progress = threading.Condition(self.lock)  # notified when a connection became ready or failed
         self._next_id = 1
 
     # -- lending
@@ -118,14 +119,18 @@ class Ledger:
             self.inbox.append(member)
         return None
 
-    def join_line(self, lender: Lender, since: float, end: float) -> Waiter:
-        """Queue a waiter, or raise why waiting is no use."""
+    def join_line(self, lender: Lender, since: float, end: float, old: Waiter | None = None) -> Waiter:
+        """Queue a waiter, or raise why waiting is no use.
+
+        Args:
+            old: The caller's waiter, if it was given what the reaper had to look at: the new one goes first.
+        """
         failed = self.counters.checkouts_failed
         if self.closed:
             failed["closed"] += 1
             raise PoolClosed(f"pool {self.name!r} is closed")
         limit = self.config.max_waiting
-        if limit and len(self.waiters) >= limit:
+        if limit and len(self.waiters) >= limit and old is None:
             failed["exhausted"] += 1
             raise PoolExhausted(f"{limit} callers are waiting already {self.numbers()}")
         error = self.last_error
@@ -134,18 +139,21 @@ class Ledger:
             raise again(error)  # no other attempt will be made before the caller's deadline
         waiter = Waiter(lender, since)
         self.waiters[waiter] = None
+        if old is not None:
+            self.waiters.move_to_end(waiter, last=False)
         return waiter
 
-    def rejoin_line(self, waiter: Waiter) -> None:
-        """Put a waiter back to the front: what it was given had to be looked at by the reaper."""
-        waiter.handle = None
-        if self.closed:
-            self.counters.checkouts_failed["closed"] += 1
-            waiter.error = PoolClosed(f"pool {self.name!r} is closed")
-            waiter.gate.release()
-            return
-        self.waiters[waiter] = None
-        self.waiters.move_to_end(waiter, last=False)
+    def leave_line(self, waiter: Waiter, limit: float) -> RealtimeConnection:
+        """Return what a waiter was given, or raise why it was given nothing."""
+        if waiter.handle is not None:
+            return waiter.handle
+        error = waiter.error
+        if error is None:  # timed out
+            self.waiters.pop(waiter, None)
+            self.unmet = True
+            self.counters.checkouts_failed["timeout"] += 1
+            error = self.timeout_error(limit, waiter.since)
+        raise error
 
     def _serve_first(self, member: PooledConnection, now: float) -> None:
         """Give a ready connection straight to the first in line."""
@@ -167,15 +175,19 @@ class Ledger:
     # -- taking back
 
     def give_back(self, claim: Claim, now: float) -> bool:
-        """Take a connection back from its borrower; return whether the reaper has to look at it."""
+        """Take a connection back from its borrower; return whether the reaper has to look at it.
+
+        Called again after an exception has struck half-way, this goes on where it was.
+        """
         member = claim._member
         if member is None or member.lease is not claim._lease or member.state is not State.IN_USE:
             claim._member = None  # somebody was faster: another thread, or close() after its deadline
             return False
         transport, idle, inbox = member.transport, self.idle, self.inbox
         assert transport is not None
-        transport.owner = None  # from here on every call through the handle fails
-        self.counters.session_duration.observe(now - member.busy_since)
+        if transport.owner is not None:
+            transport.owner = None  # from here on every call through the handle fails
+            self.counters.session_duration.observe(now - member.busy_since)
         if self.surplus() > 0 and member.close_reason is None:
             member.close_reason = "shrunk"  # whoever waits gets another: this is how a busy pool shrinks
         # A connection without a reset can go on at once. Whether its socket is quiet is
@@ -216,7 +228,13 @@ class Ledger:
             member.state = State.IDLE
             # Where its last use puts it: a health check does not make it recently used.
             insort(self.idle, member, key=lambda m: m.idle_since)
-        self.progress.notify_all()
+        self.tell_watchers()
+
+    def tell_watchers(self) -> None:
+        """Have the threads in wait() look: a connection became ready or failed, or the pool was closed."""
+        for gate in self.watchers:
+            if gate.locked():
+                gate.release()
 
     def surplus(self) -> int:
         """How many connections more there are than there may be, those on their way out not counted."""
@@ -243,15 +261,16 @@ class Ledger:
 
     def plan(self, now: float) -> list[PooledConnection]:
         """Reserve room for the connections to be opened now, and return them."""
-        if self.closed or not self.backoff.ready(now):
+        if self.closed or now < self.next_try():
             return []
         states = [m.state for m in self.members]
         dialing = states.count(State.CONNECTING)
         config = self.config
         live = len(states) - dialing - states.count(State.CLOSING)
+        unmet, self.unmet = self.unmet, False
         count = wanted(
-            waiting=len(self.waiters),
-            min_idle=max(config.min_idle, self.prewarm - live),
+            waiting=max(len(self.waiters), unmet),  # the next caller finds what the last one did not
+            min_idle=max(config.min_idle, 1 - live if self.watchers else 0),
             idle=states.count(State.IDLE),
             coming=dialing + states.count(State.RESETTING),
             total=len(states),
@@ -261,6 +280,10 @@ class Ledger:
             max_dialing=1 if self.backoff.failures else MAX_DIALING,
         )
         return [self._add_member(now) for _ in range(count)]
+
+    def next_try(self) -> float:
+        """When a connection may be opened at the earliest."""
+        return self.backoff.next_try(asked=bool(self.waiters or self.watchers or self.unmet))
 
     def _add_member(self, now: float) -> PooledConnection:
         config, kind = self.config, self.protocol
@@ -276,7 +299,8 @@ class Ledger:
         self.counters.connect.observe(took)
         member.failures_before = self.backoff.failures
         self.backoff.succeeded()
-        member.opened_at = member.proved_at = member.idle_since = now
+        member.state = State.IDLE
+        member.opened_at = member.idle_since = now
         reason = self.retire_reason(member, now)  # e.g. it was opened with the key of before drain()
         if reason is None:
             self.offer(member, now)
@@ -290,7 +314,7 @@ class Ledger:
         self.backoff.failed(now, permanent=error.permanent, retry_after=error.retry_after)
         if error.permanent:
             self.fail_line(lambda: again(error), "error")
-        self.progress.notify_all()
+        self.tell_watchers()
 
     def closing(self, member: PooledConnection, reason: str, now: float) -> None:
         """Count a retirement. One that broke before anybody used it was a failed attempt after all."""
@@ -344,7 +368,7 @@ class Ledger:
 
     def stats(self, now: float) -> PoolStats:
         """A consistent copy of all numbers. Takes the lock itself."""
-        grace = self.config.health_check_interval + self.config.ping_timeout
+        grace = max(self.config.health_check_interval, self.config.ping_interval) + self.config.ping_timeout
         states = dict.fromkeys(State, 0)
         healthy = 0
         oldest_checkout = 0.0
@@ -357,7 +381,7 @@ class Ledger:
                     continue
                 _add_traffic(counters, member)
                 if member.state in (State.IDLE, State.IN_USE, State.RESETTING):
-                    alive = now - max(transport.last_heard, member.proved_at) <= grace
+                    alive = now - transport.last_heard <= grace
                     healthy += alive and not transport.ended and not transport.damaged
                 if member.state is State.IN_USE:
                     oldest_checkout = max(oldest_checkout, now - member.busy_since)

@@ -6,6 +6,7 @@ has arrived, does what follows from it, and arranges when to be called again.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -72,8 +73,8 @@ class Lifecycle:
         if transport is None:  # still dialing; the dial has its own deadline
             return
         is_open = self._drive(member, now)
-        failure = protocol.failure
-        if failure is not None or (protocol.pending and (not is_open or now >= member.close_by)):
+        late = protocol.pending and now >= member.close_by
+        if protocol.failure is not None or late or not is_open:
             self._connect_failed(member, now, self._prepare_error(member, is_open))
         elif protocol.pending:
             self._loop.at(member, min(member.close_by, protocol.wake_at or member.close_by))
@@ -229,7 +230,7 @@ class Lifecycle:
         with self._ledger.lock:
             reason = self._ledger.retire_reason(member, now)
             if reason is None:
-                member.proved_at = member.idle_since = now
+                member.idle_since = now
                 self._ledger.offer(member, now)
         if reason is not None:
             self.begin_close(member, now, reason)
@@ -261,15 +262,21 @@ class Lifecycle:
             return
         if self._note_pong(member, now):
             self._loop.at(member, now)  # what was arranged was the end of our patience
+        member.incomplete = transport.has_unread and not greeting
+        if member.incomplete:  # half a message: the rest decides
+            member.close_by = now + self._ledger.config.reset_timeout
+            self._loop.at(member, member.close_by)
+            self._loop.watch(member)
+            return
         with self._ledger.lock:
-            member.proved_at = now
             self._ledger.offer(member, now)
 
     def _note_pong(self, member: PooledConnection, now: float) -> bool:
         """Count a health check that was answered, if one was due; return whether it was."""
         transport = member.transport
         assert transport is not None
-        if member.ping_sent and transport.silence(now) <= 0 and transport.rtt is not None:
+        answered = transport.silence(math.inf) <= 0  # infinite as long as an answer is owed
+        if member.ping_sent and answered and transport.rtt is not None:
             member.ping_sent = False
             with self._ledger.lock:
                 self._ledger.counters.health_checks["ok"] += 1
@@ -283,18 +290,22 @@ class Lifecycle:
         assert transport is not None
         self._note_pong(member, now)  # also one that a borrower received by the way
         idle_until = member.idle_since + config.max_idle_time
+        # What the kernel holds may be the answer: this process was stopped for a while.
+        silent = member.ping_sent and now >= self._answer_by(member) and not transport.has_bytes()
         with self._ledger.lock:
             reason = self._ledger.retire_reason(member, now)
             spare = len(self._ledger.idle) > config.min_idle
             if reason is None and now >= idle_until and spare:
                 reason = "idle"
-            if reason is None and member.ping_sent and transport.silence(now) >= config.ping_timeout:
+            if reason is None and silent:
                 reason = "health"
                 self._ledger.counters.health_checks["failed"] += 1
-            if member.state is not State.IDLE or (reason is not None and member not in self._ledger.idle):
+            if member.incomplete and now >= member.close_by:
+                reason = "dirty"
+            elif member.state is not State.IDLE or (reason is not None and member not in self._ledger.idle):
                 self._loop.at(member, now + TICK)  # borrowed this very moment
                 return
-            if reason is not None:
+            if member in self._ledger.idle and reason is not None:
                 self._ledger.idle.remove(member)
         if reason is not None:
             self.begin_close(member, now, reason)
@@ -303,13 +314,18 @@ class Lifecycle:
         member.next_ping_at = min(member.next_ping_at, now + config.health_check_interval)
         if not member.ping_sent and now >= member.next_ping_at:
             member.ping_sent = True
+            member.pinged_at = now
             member.next_ping_at = now + config.health_check_interval
             transport.send_keepalive()
-        due = now + config.ping_timeout - transport.silence(now) if member.ping_sent else member.next_ping_at
-        due = min(due, member.usable_until)
+        due = self._answer_by(member) if member.ping_sent else member.next_ping_at
+        due = min(due, member.usable_until, member.close_by if member.incomplete else math.inf)
         if spare:
             due = min(due, max(idle_until, now + HOUSEKEEPING))
         self._loop.at(member, max(due, now + 0.001))
+
+    def _answer_by(self, member: PooledConnection) -> float:
+        """When the answer to the last health check is overdue."""
+        return max(member.pinged_at, member.idle_since) + self._ledger.config.ping_timeout
 
     # -- in use
 
@@ -324,6 +340,7 @@ class Lifecycle:
         if not transport.readlock.locked() and transport.has_bytes():
             transport.drain()
         transport.flush()  # what the kernel had no room for, an answer to a ping among it
+        self._note_pong(member, now)
         if transport.silence(now) >= config.ping_timeout and not transport.has_bytes():
             transport.lose(f"no answer to a ping within {config.ping_timeout:g} s")
         elif now >= member.next_ping_at and transport.silence(now) <= 0:
@@ -348,19 +365,20 @@ class Lifecycle:
     # -- closing
 
     def begin_close(self, member: PooledConnection, now: float, reason: str | None) -> None:
-        """Retire a connection that nobody uses. ``reason`` None: it never became ready, so is not counted."""
+        """Retire a connection that nobody uses. One that never became ready is not counted."""
         with self._ledger.lock:
             if member.state in (State.CLOSING, State.GONE):
                 return
             if member in self._ledger.idle:
                 self._ledger.idle.remove(member)
+            was_ready = member.state is not State.CONNECTING
             member.state = State.CLOSING
             transport = member.transport
             errors = self._ledger.errors_seen
-            if reason is not None:
+            if was_ready and reason is not None:
                 self._ledger.closing(member, reason, now)
             failed = self._ledger.last_error if self._ledger.errors_seen != errors else None
-        if reason is not None:
+        if was_ready and reason is not None:
             end = transport.end_error if transport is not None else None
             text = member.last_error or (str(end) if end is not None and reason == "lost" else "")
             self._ledger.events.emit("closed", reason, text, connection=member.id)

@@ -33,9 +33,14 @@ class Loop:
     def wake(self) -> None:
         """Have :meth:`wait` return soon. From any thread; takes no lock: finalizers call it."""
         if not self._woken:
-            self._woken = True
-            with contextlib.suppress(OSError):
+            try:
+                self._woken = True
                 self._sender.send(b"\0")
+            except OSError:  # full, or closed
+                pass
+            except BaseException:  # struck between the two: nobody else would write
+                self._woken = False
+                raise
 
     def wait(self, timeout: float) -> list[PooledConnection]:
         """Wait until something happens, at most ``timeout`` seconds; return the readable connections."""

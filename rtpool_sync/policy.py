@@ -33,9 +33,12 @@ class Backoff:
     """When to try connecting again after failures.
 
     Delays double from ``first`` to ``longest`` seconds, each spread by a random
-    quarter so that many processes do not return at the same moment. A permanent
-    error has its own, lower ceiling: whoever mends the key should not wait half
-    a minute, yet a wrong key must not be presented in a loop.
+    quarter so that many processes do not return at the same moment.
+
+    A permanent error has its own, lower ceiling for callers: whoever mends the
+    key should not wait half a minute. Where nobody waits, and only the reserve
+    would be filled, the longest delay goes on top: a wrong key must not be
+    presented in a loop.
     """
 
     def __init__(
@@ -51,7 +54,8 @@ class Backoff:
         self._longest_permanent = longest_permanent
         self._random = random
         self.failures = 0
-        self.retry_at = 0.0
+        self.retry_at = 0.0  # for callers
+        self.refill_at = 0.0  # for the reserve
 
     def failed(self, now: float, *, permanent: bool = False, retry_after: float | None = None) -> None:
         """Note a failed attempt. ``retry_after`` is what the server asked for, in seconds."""
@@ -61,14 +65,17 @@ class Backoff:
         if retry_after is not None:
             delay = max(delay, retry_after)
         self.failures += 1
-        self.retry_at = now + delay
+        self.retry_at = self.refill_at = now + delay
+        if permanent:
+            self.refill_at += self._longest
 
     def succeeded(self) -> None:
         self.failures = 0
-        self.retry_at = 0.0
+        self.retry_at = self.refill_at = 0.0
 
-    def ready(self, now: float) -> bool:
-        return now >= self.retry_at
+    def next_try(self, asked: bool) -> float:
+        """When to try again at the earliest. ``asked``: somebody waits for it."""
+        return self.retry_at if asked else self.refill_at
 
 
 def usable_until(

@@ -8,7 +8,6 @@ under the ledger's lock.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import os
 import sys
@@ -32,9 +31,6 @@ from .reaper import Reaper
 from .stats import ConnectionStats, Counters, HealthReport, PoolStats
 
 __all__ = ["RealtimePool"]
-
-#: Seconds the interpreter's exit may take for the closing handshakes.
-EXIT_TIMEOUT = 2.0
 
 monotonic = time.monotonic
 getpid = os.getpid
@@ -67,6 +63,13 @@ class _Checkout:
         if handle is not None:
             self._pool._give_back(handle)
             self._handle = None
+
+    def __del__(self) -> None:
+        # An exception has struck (KeyboardInterrupt) before __exit__ could do anything.
+        # The variable behind "as" may live on, but the block it was for is over.
+        handle = getattr(self, "_handle", None)
+        if handle is not None:
+            self._pool._dropped(handle, mistake=False)
 
 
 class RealtimePool:
@@ -173,30 +176,29 @@ class RealtimePool:
         end = since + _seconds(timeout)
         self._start()
         ledger = self._ledger
-        with ledger.lock:
-            seen = ledger.errors_seen
-            target = max(1, ledger.config.min_idle)
-            ledger.prewarm = max(ledger.prewarm, target)
-        self._wake()
+        gate = threading.Lock()
+        seen: int | None = None
         try:
-            with ledger.lock:
-                while ledger.count_live() < target:
+            while True:
+                with ledger.lock:
+                    if ledger.count_live() >= max(1, ledger.config.min_idle):
+                        return
                     if ledger.closed:
                         raise PoolClosed(f"pool {self.name!r} is closed")
+                    if seen is None:
+                        seen = ledger.errors_seen
                     error = ledger.last_error
                     if error is not None and error.permanent and ledger.errors_seen > seen:
                         raise again(error)
-                    left = end - monotonic()
-                    if left <= 0:
+                    if monotonic() >= end:
                         raise ledger.timeout_error(timeout, since)
-                    if ledger.prewarm < target:  # another thread waited too, and has left
-                        ledger.prewarm = target
-                        self._wake()
-                    ledger.progress.wait(left)
+                    gate.acquire(False)
+                    ledger.watchers.add(gate)
+                self._wake()
+                gate.acquire(timeout=max(0.0, end - monotonic()))
         finally:
             with ledger.lock:
-                ledger.prewarm = 0
-                ledger.progress.notify_all()
+                ledger.watchers.discard(gate)
 
     def close(self, timeout: float = 10.0) -> None:
         """Close the pool: nobody gets a connection any more, idle ones are closed at once.
@@ -213,10 +215,12 @@ class RealtimePool:
                 ledger.closed = True
                 text = f"pool {self.name!r} was closed while waiting for a connection"
                 ledger.fail_line(lambda: PoolClosed(text), "closed")
-                ledger.progress.notify_all()
+                ledger.tell_watchers()
         if reaper is None or reaper.is_current_thread():
             return
         reaper.wake()
+        if not reaper.started and reaper.abandon():
+            return
         if not reaper.finished.wait(max(0.0, end - monotonic())):
             ledger.kill = True
             reaper.wake()
@@ -231,15 +235,17 @@ class RealtimePool:
         self.close()
 
     def _start(self) -> None:
-        if self._reaper is not None and not self._ledger.closed:
+        reaper = self._reaper
+        if reaper is not None and reaper.started and not self._ledger.closed:
             return
         with self._start_lock:
             if self._ledger.closed:
                 raise PoolClosed(f"pool {self.name!r} is closed")
             if self._reaper is None:
-                reaper = Reaper(self._ledger)
+                self._reaper = Reaper(self._ledger)
+            reaper = self._reaper
+            if not reaper.started:
                 reaper.start(weakref.ref(self, lambda _: reaper.wake()))
-                self._reaper = reaper
                 observers.started(self, self._ledger, self._registry)
 
     def _wake(self) -> None:
@@ -281,27 +287,31 @@ class RealtimePool:
         now = monotonic()
         if timeout is not None:
             timeout = _seconds(timeout)
-        handle = None
-        with ledger.lock:
-            idle = ledger.idle
-            if idle and not ledger.closed:
-                member = idle[-1]
-                if now < member.usable_until and member.generation == ledger.generation:
-                    handle = ledger.lend(member, now, self)
-                    ledger.counters.checkout_wait.counts[0] += 1
-        if handle is not None and handle._has_bytes():
+        handle: RealtimeConnection | None = None
+        try:
             with ledger.lock:
-                ledger.take_back_unseen(handle)
-                ledger.counters.checkout_wait.counts[0] -= 1
-            handle = None
-        if handle is None:
-            limit = _seconds(ledger.config.checkout_timeout if timeout is None else timeout)
-            handle = self._checkout(ledger, now, now + limit, limit)
-        elif not self._reaper.will_turn:  # type: ignore[union-attr]  # what is idle was opened by it
-            self._wake()
-        if session is not None or ledger.config.leak_threshold:
-            return self._furnish(handle, session, now, timeout)
-        return handle
+                idle = ledger.idle
+                if idle and not ledger.closed:
+                    member = idle[-1]
+                    if now < member.usable_until and member.generation == ledger.generation:
+                        handle = ledger.lend(member, now, self)
+                        ledger.counters.checkout_wait.counts[0] += 1
+            if handle is None:
+                handle = self._checkout(ledger, now, timeout)
+            elif handle._has_bytes():  # asks the kernel, hence outside the lock
+                with ledger.lock:
+                    ledger.take_back_unseen(handle)
+                    ledger.counters.checkout_wait.counts[0] -= 1
+                handle = self._checkout(ledger, now, timeout)
+            elif not self._reaper.will_turn:  # type: ignore[union-attr]  # what is idle was opened by it
+                self._wake()
+            if session is not None or ledger.config.leak_threshold:
+                handle = self._furnish(handle, session, now, timeout)
+            return handle
+        except BaseException:
+            if handle is not None:  # whatever struck, wherever: it must not wait for a finalizer
+                self._give_back(handle)
+            raise
 
     def release(self, conn: RealtimeConnection) -> None:
         """Give a connection back. Doing it twice is harmless.
@@ -317,74 +327,51 @@ class RealtimePool:
             )
         self._give_back(conn)
 
-    def _checkout(self, ledger: Ledger, since: float, end: float, limit: float) -> RealtimeConnection:
-        """The way of a checkout when there is no fresh connection on top of the stack."""
-        try:
-            self._start()
-        except PoolClosed:
-            self._park_at_exit()
-            with ledger.lock:
-                ledger.counters.checkouts_failed["closed"] += 1
-            ledger.events.emit("checkout_failed", "closed")
-            observers.publish()  # no reaper will
-            raise
-        while True:
-            waiter = None
-            try:
-                with ledger.lock:
-                    now = monotonic()
-                    handle = ledger.take_idle(now, self)
-                    if handle is None:
-                        waiter = ledger.join_line(self, since, end)
-            except RtpoolError as error:
-                _tell_failed(ledger, error)
-                raise
-            if waiter is not None:
-                self._wake()
-                return self._await(ledger, waiter, end, limit)
-            assert handle is not None
-            if not handle._has_bytes():
-                with ledger.lock:
-                    ledger.counters.checkout_wait.observe(now - since)
-                if ledger.inbox or (self._reaper is not None and not self._reaper.will_turn):
-                    self._wake()
-                return handle
-            with ledger.lock:
-                ledger.take_back_unseen(handle)
-            self._wake()
+    def _checkout(self, ledger: Ledger, since: float, timeout: float | None) -> RealtimeConnection:
+        """The way of a checkout when there is no fresh connection on top of the stack.
 
-    def _await(self, ledger: Ledger, waiter: Waiter, end: float, limit: float) -> RealtimeConnection:
-        while True:
-            try:
-                waiter.gate.acquire(timeout=max(0.0, end - monotonic()))
-            except BaseException:
-                # Killed in line: leave nothing behind, neither the place nor a
-                # connection that was handed over in the same moment.
+        Whatever strikes here, wherever (KeyboardInterrupt, a greenlet's timeout),
+        leaves nothing behind: neither a place in the line nor a connection that
+        was handed over in the same moment.
+        """
+        handle: RealtimeConnection | None = None
+        waiter: Waiter | None = None
+        limit = _seconds(ledger.config.checkout_timeout if timeout is None else timeout)
+        try:
+            with contextlib.suppress(PoolClosed):  # join_line() says so too, and counts it
+                self._start()
+            while True:
+                with ledger.lock:
+                    handle = ledger.take_idle(monotonic(), self)
+                    if handle is None:
+                        waiter = ledger.join_line(self, since, since + limit, waiter)
+                if handle is None:
+                    assert waiter is not None
+                    self._wake()
+                    waiter.gate.acquire(timeout=max(0.0, since + limit - monotonic()))
+                    with ledger.lock:
+                        handle = ledger.leave_line(waiter, limit)
+                if not handle._has_bytes():
+                    with ledger.lock:
+                        ledger.counters.checkout_wait.observe(monotonic() - since)
+                    if ledger.inbox or (self._reaper is not None and not self._reaper.will_turn):
+                        self._wake()
+                    return handle
+                with ledger.lock:
+                    ledger.take_back_unseen(handle)
+                handle = None
+        except BaseException as error:
+            if waiter is not None:
                 with ledger.lock:
                     ledger.waiters.pop(waiter, None)
-                if waiter.handle is not None:
-                    self._give_back(waiter.handle)
-                raise
-            with ledger.lock:
-                handle, error = waiter.handle, waiter.error
-                if handle is None and error is None:  # timed out
-                    del ledger.waiters[waiter]
-                    ledger.counters.checkouts_failed["timeout"] += 1
-                    error = ledger.timeout_error(limit, waiter.since)
-            if handle is None:
-                break
-            if not handle._has_bytes():
-                with ledger.lock:
-                    ledger.counters.checkout_wait.observe(monotonic() - waiter.since)
-                return handle
-            with ledger.lock:
-                ledger.take_back_unseen(handle)
-                ledger.rejoin_line(waiter)
+                handle = handle or waiter.handle
+            if handle is not None:
+                self._give_back(handle)
             self._wake()
-        assert error is not None
-        self._park_at_exit()
-        _tell_failed(ledger, error)
-        raise error
+            self._park_at_exit()
+            if isinstance(error, RtpoolError):
+                _tell_failed(ledger, error)
+            raise
 
     def _furnish(
         self,
@@ -394,8 +381,7 @@ class RealtimePool:
         timeout: float | None,
     ) -> RealtimeConnection:
         """What some checkouts need besides: the borrower's stack, settings of their own."""
-        limit = _seconds(self.config.checkout_timeout if timeout is None else timeout)
-        end = since + limit
+        end = since + _seconds(self.config.checkout_timeout if timeout is None else timeout)
         while True:
             try:
                 if self.config.leak_threshold:
@@ -410,33 +396,47 @@ class RealtimePool:
                 self._give_back(handle)
                 if monotonic() >= end:
                     raise
-            except BaseException:
+            except PoolTimeout as error:
+                self._give_back(handle)
+                with self._ledger.lock:
+                    text = f"{error} {self._ledger.numbers()}"
+                raise PoolTimeout(text) from None
+            except BaseException as error:
+                if not isinstance(error, Exception) and handle._transport is not None:
+                    handle._transport.damaged = True  # nobody knows what the server was told
                 self._give_back(handle)
                 raise
-            handle = self._checkout(self._ledger, since, end, limit)
+            handle = self._checkout(self._ledger, since, timeout)
 
     # -- taking back
 
-    def _give_back(self, claim: Claim) -> None:
-        member = claim._member
-        if member is None:
-            return
-        ledger = member.ledger
-        if ledger.pid != getpid():
-            claim._member = None  # lent by the parent process
-            return
-        now = monotonic()
-        with ledger.lock:
-            for_reaper = ledger.give_back(claim, now)
-        reaper = self._reaper
-        if reaper is not None and (for_reaper or not reaper.will_turn):
-            reaper.wake()
+    def _give_back(self, claim: Claim, again: bool = False) -> None:
+        try:
+            member = claim._member
+            if member is None:
+                return
+            ledger = member.ledger
+            if ledger.pid != getpid():
+                claim._member = None  # lent by the parent process
+                return
+            with ledger.lock:
+                for_reaper = ledger.give_back(claim, monotonic())
+            reaper = self._reaper
+            if reaper is not None and (for_reaper or not reaper.will_turn):
+                reaper.wake()
+        except BaseException:
+            if not again:  # struck half-way
+                self._give_back(claim, again=True)
+                self._wake()
+            raise
 
-    def _dropped(self, handle: RealtimeConnection) -> None:
-        # Called by a finalizer, anywhere: no lock, nothing that blocks.
+    def _dropped(self, handle: RealtimeConnection, mistake: bool = True) -> None:
+        # Called by finalizers, anywhere: no lock, nothing that blocks.
         member = handle._member
-        if member is not None and member.ledger is self._ledger and not member.ledger.exiting:
-            member.ledger.dropped.append(Claim(handle))
+        if member is None or member.lease is not handle._lease:
+            return
+        if member.ledger is self._ledger and not member.ledger.exiting:
+            member.ledger.dropped.append((Claim(handle), mistake))
             self._wake()
 
     # -- changing
@@ -537,22 +537,14 @@ class RealtimePool:
         if self._ledger.exiting and threading.current_thread().daemon:
             threading.Event().wait()
 
-    def _exit(self, end: float) -> None:
-        """Close at interpreter exit: bounded, silent, and without starting threads."""
-        ledger, reaper = self._ledger, self._reaper
-        if reaper is None or ledger.pid != getpid():
-            return
-        ledger.exiting = True  # daemon threads that still borrow or wait are left asleep
-        ledger.closed = ledger.kill = True
-        reaper.wake()
-        reaper.finished.wait(max(0.0, end - monotonic()))
-
 
 def _tell_failed(ledger: Ledger, error: Exception) -> None:
     kinds = {PoolTimeout: "timeout", PoolExhausted: "exhausted", PoolClosed: "closed"}
     reason = kinds.get(type(error), "error")  # type: ignore[arg-type]
     # That of a pool which is being closed is as it should be; an error has been told by its attempt.
     ledger.events.emit("checkout_failed", reason, str(error), warn=reason in ("timeout", "exhausted"))
+    if reason == "closed":
+        observers.publish()  # no reaper will
 
 
 def _protocol(protocol: str | Protocol) -> Protocol:
@@ -599,14 +591,6 @@ def _after_fork_in_child() -> None:
         pool._after_fork()
 
 
-def _at_exit() -> None:
-    end = monotonic() + EXIT_TIMEOUT
-    for pool in list(_pools):
-        with contextlib.suppress(Exception):
-            pool._exit(min(end, monotonic() + pool.config.close_timeout))
-
-
 if hasattr(os, "register_at_fork"):
     # uWSGI forks without running these: the process id is compared at checkout too.
     os.register_at_fork(after_in_child=_after_fork_in_child)
-atexit.register(_at_exit)

@@ -12,7 +12,9 @@ need no care for exceptions out of nowhere: nobody kills this thread.
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
 import threading
 import time
 import weakref
@@ -45,6 +47,8 @@ LOOK_IN_USE = 0.25
 HEARTBEAT = 5.0
 #: Seconds between publications of the pool's numbers, if anybody has to be told them.
 PUBLISHING = 1.0
+#: Seconds the interpreter's exit may take for the closing handshakes.
+EXIT_TIMEOUT = 2.0
 
 
 class Reaper:
@@ -53,6 +57,9 @@ class Reaper:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._owner: weakref.ref[object] | None = None
+        self._thread: threading.Thread | None = None
+        self._claim = threading.Lock()  # taken once and for all by the thread that runs the loop
+        self.started = False
         self.finished = threading.Event()
         #: Whether the loop turns by itself at least every LOOK_IN_USE seconds, so
         #: that borrowers need not wake it. Written under the ledger's lock.
@@ -69,14 +76,27 @@ class Reaper:
         self._publish_at = 0.0
         self._complain_at: dict[str, float] = {}
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, name=f"rtpool-{ledger.name}-reaper", daemon=True)
 
     # -- from other threads
 
     def start(self, owner: weakref.ref[object]) -> None:
-        """Start the thread; it also ends when ``owner`` is gone: then nothing is lent, nobody waits."""
+        """Start the thread; it also ends when ``owner`` is gone: then nothing is lent, nobody waits.
+
+        To be called again after an exception has struck here (KeyboardInterrupt):
+        should there be two threads then, the second finds the loop claimed.
+        """
         self._owner = owner
-        self._thread.start()
+        name = f"rtpool-{self._ledger.name}-reaper"
+        threading.Thread(target=self._run, name=name, daemon=True).start()
+        self.started = True
+
+    def abandon(self) -> bool:
+        """Let go of everything if no thread runs the loop; return whether that is so."""
+        if not self._claim.acquire(False):
+            return False
+        self._loop.close()
+        self.finished.set()
+        return True
 
     def wake(self) -> None:
         """Have the loop turn once, soon. Takes no lock: finalizers call it."""
@@ -88,7 +108,8 @@ class Reaper:
     def join(self, timeout: float) -> None:
         """Wait for all threads to end, ``timeout`` seconds at most."""
         end = time.monotonic() + timeout
-        self._thread.join(timeout)
+        if self._thread is not None:
+            self._thread.join(timeout)
         self._connectors.join(max(0.0, end - time.monotonic()))
 
     def forget(self) -> None:
@@ -102,6 +123,10 @@ class Reaper:
     # -- the loop
 
     def _run(self) -> None:
+        if not self._claim.acquire(False):
+            return
+        self._thread = threading.current_thread()
+        _running.add(self)
         readable: list[PooledConnection] = []
         try:
             while True:
@@ -117,6 +142,7 @@ class Reaper:
             self._connectors.stop()
             self._loop.close()
             observers.publish()
+            _running.discard(self)
             self.finished.set()
 
     def _turn(self, readable: list[PooledConnection]) -> float | None:
@@ -131,7 +157,7 @@ class Reaper:
             member, result = self._dialed.popleft()
             self._guarded(member, life.arrived, now, result)
         while ledger.dropped:
-            self._reclaim(ledger.dropped.popleft(), now)
+            self._reclaim(*ledger.dropped.popleft(), now)
         while ledger.inbox:
             self._guarded(ledger.inbox.popleft(), life.received_back, now)
         if now >= self._tick_at:
@@ -144,7 +170,7 @@ class Reaper:
             self._guarded(member, life.attend, now)
         if now >= self._house_at:
             self._house_at = now + HOUSEKEEPING
-            self._keep_house()
+            self._keep_house(now)
         if now >= self._publish_at:
             self._publish_at = now + PUBLISHING
             observers.publish()
@@ -155,22 +181,24 @@ class Reaper:
         """Begin to open what is wanted; return seconds until the next turn, None at the end."""
         ledger = self._ledger
         with ledger.lock:
-            if ledger.closed and not ledger.members and not self._dialed:
-                return None
+            if ledger.closed and not self._dialed:
+                # At exit nobody waits for attempts that have been aborted already.
+                if not ledger.members or (ledger.exiting and not any(m.transport for m in ledger.members)):
+                    return None
             new = ledger.plan(now)
             # A connection that is out, or came back a moment ago, has us turn by
             # ourselves: on that way borrowers need not wake us.
             unwatched = any(not m.watched for m in ledger.idle)
             in_use = any(m.state is State.IN_USE for m in ledger.members)
             self.will_turn = unwatched or in_use
-            wanting = bool(ledger.waiters) or ledger.config.min_idle > 0 or ledger.prewarm > 0
+            wanting = bool(ledger.waiters or ledger.config.min_idle or ledger.watchers or ledger.unmet)
             due = [self._loop.next_due(), self._house_at if ledger.members or wanting else now + HEARTBEAT]
             if unwatched:
                 due.append(max(self._tick_at, now + 0.001))
             if in_use:
                 due.append(self._look_at)
-            if wanting and ledger.backoff.retry_at > now:
-                due.append(ledger.backoff.retry_at)
+            if wanting and ledger.next_try() > now:
+                due.append(ledger.next_try())
         for member in new:
             self._connectors.submit(member)
         return max(0.0, min(due) - time.monotonic())
@@ -183,7 +211,11 @@ class Reaper:
             step(member, now, *args)
         except Exception:
             self._complain("pool %r: error while looking after %r; it is closed", self._ledger.name, member)
-            self._life.begin_close(member, now, "damaged")
+            with self._ledger.lock:
+                in_use = member.state is State.IN_USE
+                member.close_reason = "damaged"  # if it is out: when it comes back
+            if not in_use:
+                self._life.begin_close(member, now, "damaged")
 
     def _complain(self, text: str, *args: object) -> None:
         """Log a defect of our own, where it is caught; once a minute, as it may be there at every turn."""
@@ -199,9 +231,10 @@ class Reaper:
         with ledger.lock:
             state = member.state
             if state is State.IDLE:
-                if member not in ledger.idle:
+                if member in ledger.idle:
+                    ledger.idle.remove(member)  # reserved: while we read it, nobody may borrow it
+                elif not member.incomplete:
                     return  # in the inbox: it is looked at in this turn
-                ledger.idle.remove(member)  # reserved: while we read it, nobody may borrow it
         if state is State.IDLE:
             self._life.examine(member, now)
         elif state is State.IN_USE:
@@ -216,7 +249,11 @@ class Reaper:
         with self._ledger.lock:
             back = [m for m in self._ledger.idle if not m.watched and now - m.idle_since >= TICK / 2]
         for member in back:
-            self._loop.watch(member)
+            self._guarded(member, self._watch, now)
+
+    def _watch(self, member: PooledConnection, now: float) -> None:
+        self._loop.watch(member)
+        self._loop.at(member, now)  # its times have changed while it was out
 
     def _look_in_use(self, now: float) -> None:
         with self._ledger.lock:
@@ -224,22 +261,23 @@ class Reaper:
         for member in in_use:
             self._guarded(member, self._life.look_in_use, now)
 
-    def _reclaim(self, claim: Claim, now: float) -> None:
+    def _reclaim(self, claim: Claim, mistake: bool, now: float) -> None:
         """Take back a connection whose handle was dropped without being returned."""
         ledger = self._ledger
         with ledger.lock:
             member = claim._member
             if member is None or member.lease is not claim._lease or member.state is not State.IN_USE:
                 return
-            ledger.counters.leaks += 1
+            ledger.counters.leaks += mistake
             ledger.give_back(claim, now)
-        ledger.events.emit(
-            "dropped",
-            message="its borrower lost it without returning it; it is taken back. "
-            "Use `with pool.connection()`, or release() in a finally block",
-            connection=claim.id,
-            warn=True,
-        )
+        if mistake:
+            ledger.events.emit(
+                "dropped",
+                message="its borrower lost it without returning it; it is taken back. "
+                "Use `with pool.connection()`, or release() in a finally block",
+                connection=claim.id,
+                warn=True,
+            )
 
     # -- the pool as a whole
 
@@ -247,7 +285,7 @@ class Reaper:
         """Retire what drain(), resize() and close() have made superfluous, or the end of the pool itself."""
         ledger = self._ledger
         if self._owner is not None and self._owner() is None:
-            ledger.closed = True
+            ledger.closed = ledger.kill = True  # no handle can exist any more: each holds its pool
         with ledger.lock:
             if ledger.closed:
                 reason = "shutdown"
@@ -268,12 +306,42 @@ class Reaper:
                 self._life.begin_close(member, now, reason)
             # else: its dial was aborted and reports soon
 
-    def _keep_house(self) -> None:
-        """Reconcile the idle stack with the states, should an exception ever have split them."""
+    def _keep_house(self, now: float) -> None:
+        """Find whoever is in no list, should an exception ever have struck between two."""
         ledger = self._ledger
         with ledger.lock:
-            known = set(ledger.idle) | set(ledger.inbox)
-            for member in ledger.members:
-                if member.state is State.IDLE and member not in known:
+            for member in ledger.members.difference(ledger.idle, ledger.inbox):
+                returned = member.state is State.RESETTING and not member.received_back
+                if returned or (member.state is State.IDLE and not member.incomplete):
                     ledger.inbox.append(member)
-        ledger.events.summarize(time.monotonic())
+                elif member.state is State.CLOSING and now > member.close_by + HOUSEKEEPING:
+                    self._loop.at(member, now)
+        ledger.events.summarize(now)
+
+    # -- at the end of the process
+
+    def stop_at_exit(self) -> None:
+        """Close everything now. Daemon threads that still borrow or wait are left asleep."""
+        ledger = self._ledger
+        ledger.exiting = True
+        ledger.closed = ledger.kill = True
+        self.wake()
+
+    @staticmethod
+    def stop_all() -> None:
+        """Close all pools of this process at the interpreter's exit: bounded, silent, all at once."""
+        here = [reaper for reaper in list(_running) if reaper._ledger.pid == os.getpid()]
+        for reaper in here:
+            reaper.stop_at_exit()
+        began = time.monotonic()
+        for reaper in here:
+            patience = min(EXIT_TIMEOUT, reaper._ledger.config.close_timeout)
+            reaper.finished.wait(max(0.0, began + patience - time.monotonic()))
+
+
+#: All that have not finished: also those whose pool nobody refers to any more.
+_running: set[Reaper] = set()
+
+atexit.register(Reaper.stop_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_running.clear)

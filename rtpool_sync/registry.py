@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 from .pool import RealtimePool
@@ -9,7 +10,7 @@ from .pool import RealtimePool
 __all__ = ["get_pool"]
 
 _pools: dict[str, RealtimePool] = {}
-_lock = threading.Lock()  # guards _pools
+_lock = threading.Lock()  # guards entering a pool
 
 
 def get_pool(name: str = "default") -> RealtimePool:
@@ -20,8 +21,7 @@ def get_pool(name: str = "default") -> RealtimePool:
     Raises:
         ConfigError: The settings are missing or wrong.
     """
-    with _lock:
-        pool = _pools.get(name)
+    pool = _pools.get(name)
     if pool is not None and not pool.closed:
         return pool
     made = RealtimePool(name=name)  # reads files: not under the lock
@@ -30,3 +30,12 @@ def get_pool(name: str = "default") -> RealtimePool:
         if pool is None or pool.closed:
             pool = _pools[name] = made
     return pool
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.Lock()  # a thread that does not exist here may have held it
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

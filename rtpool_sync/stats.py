@@ -144,7 +144,7 @@ class PoolStats:
 
     Attributes:
         total_connections: Sockets in whatever state.
-        healthy_connections: Those whose last sign of life is recent and who owe no answer to a ping.
+        healthy_connections: Those that are open and have said something, or answered, recently.
         active_sessions: Connections in use.
         total_sessions_handled: Sessions ever begun.
         oldest_wait_seconds, oldest_checkout_seconds: 0 when nobody waits, nothing is out.

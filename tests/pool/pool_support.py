@@ -26,7 +26,9 @@ def descriptors() -> int:
 def pool_threads() -> list[str]:
     """Threads of pools that are alive."""
     return [
-        t.name for t in threading.enumerate() if t.name.startswith("rtpool-") and "emulator" not in t.name
+        t.name
+        for t in threading.enumerate()
+        if t.is_alive() and t.name.startswith("rtpool-") and "emulator" not in t.name
     ]
 
 
