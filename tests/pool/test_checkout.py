@@ -652,3 +652,50 @@ def test_a_pool_with_waiters_is_not_forgotten() -> None:
         other.release(waiter.result())
         other.close()
         assert not [name for name in pool_threads() if "reaper" in name]
+
+
+def test_who_has_no_patience_has_one_opened_for_the_next() -> None:
+    """Asking again and again without waiting must come to something."""
+    with RealtimeServer() as server, plain(server.echo_url, max_connections=1) as pool:
+        with pytest.raises(PoolTimeout):
+            pool.acquire(0)
+        eventually(lambda: pool.stats().idle == 1)
+        with pool.connection(0):
+            with pytest.raises(PoolTimeout):
+                pool.acquire(0)
+        assert server.max_sockets == 1
+
+
+def test_a_wrong_key_is_not_presented_over_and_over_to_fill_the_reserve() -> None:
+    with RealtimeServer(api_keys=["sk-right"]) as server, realtime(server, min_idle=1) as pool:
+        eventually(lambda: pool.stats().counters.connect_errors["auth"] >= 1)
+        threading.Event().wait(1.5)
+        assert server.accepted_total == 1
+        with pytest.raises(AuthenticationError):  # it is, when somebody asks
+            pool.acquire(10.0)
+        assert server.accepted_total == 2
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), RuntimeError("no vault")])
+def test_whatever_the_keys_function_raises_costs_no_place(error: BaseException) -> None:
+    def key() -> str:
+        if broken:
+            raise error
+        return "sk-x"
+
+    broken = True
+    with RealtimeServer() as server, realtime(server, api_key=key) as pool:
+        with pytest.raises((ConnectError, PoolTimeout)):
+            pool.acquire(0.1)
+        eventually(lambda: sum(pool.stats().counters.connect_errors.values()) >= 1)
+        broken = False
+        with pool.connection(10.0):
+            assert pool.stats().total_connections == 1
+
+
+def test_settings_not_acknowledged_in_time_say_the_numbers_too() -> None:
+    with RealtimeServer() as server, realtime(server) as pool:
+        pool.wait(10.0)
+        server.faults = Faults(drop={"session.updated": 1.0})
+        with pytest.raises(PoolTimeout, match=r"not acknowledged in time \(pool 'default': in use 0"):
+            pool.acquire(0.3, session={"instructions": "Be brief."})

@@ -234,7 +234,7 @@ def test_a_callback_of_the_pool_may_close_it() -> None:
 def test_a_pool_nobody_refers_to_any_more_ends() -> None:
     with RealtimeServer() as server:
         files = descriptors()
-        pool = plain(server.echo_url, min_idle=2, name="forgotten")
+        pool = plain(server.echo_url, min_idle=2, max_connections=2, name="forgotten")
         pool.open(wait=True)
         with pool.connection(10.0) as conn:
             echo(conn)

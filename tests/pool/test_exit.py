@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+from pool_peers import TEXT, Peer, frame, peers
 from pool_support import eventually
 
 from rtpool_sync.emulator import Faults, RealtimeServer
@@ -61,10 +62,10 @@ pool.close()
 }
 
 
-def run(program: str, url: str) -> tuple[subprocess.CompletedProcess[str], float]:
+def run(program: str, *urls: str) -> tuple[subprocess.CompletedProcess[str], float]:
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", HEAD + program + "\nprint(time.monotonic())", url],
+        [sys.executable, "-c", HEAD + program + "\nprint(time.monotonic())", *urls],
         capture_output=True,
         text=True,
         timeout=60,
@@ -105,3 +106,53 @@ def test_exit_when_the_server_does_not_answer_the_close() -> None:
         )
         assert (done.stderr, done.returncode) == ("", 0)
         assert took < 3.0
+
+
+def test_exit_with_several_pools_some_of_which_hang() -> None:
+    """All are closed at the same time: none has to wait for another one's server."""
+    program = """
+deaf = [RealtimePool(name=f"deaf {i}", url=sys.argv[2], protocol="plain") for i in range(6)]
+for each in (*deaf[:3], pool, *deaf[3:]):
+    with each.connection() as conn:
+        conn.send("x"); conn.recv()
+"""
+
+    def never_closes(peer: Peer) -> None:
+        while True:
+            opcode, payload = peer.frame()
+            if opcode == TEXT:
+                peer.send(frame(TEXT, payload))
+
+    with peers(never_closes) as deaf, RealtimeServer() as server:
+        done, took = run(program, server.echo_url, deaf)
+        assert (done.stderr, done.returncode) == ("", 0)
+        assert took < 3.0
+        eventually(lambda: len(server.closed) == 1)
+        assert [(c.by, c.code) for c in server.closed] == [("client", 1001)]
+
+
+def test_exit_with_a_pool_that_nobody_refers_to_any_more() -> None:
+    program = """
+def main():
+    mine = RealtimePool(url=url, protocol="plain", min_idle=4, max_connections=4)
+    mine.wait()
+    while mine.stats().idle < 4: time.sleep(0.001)
+main()
+"""
+    with RealtimeServer() as server:
+        done, took = run(program, server.echo_url)
+        assert (done.stderr, done.returncode) == ("", 0)
+        assert took < 3.0
+        eventually(lambda: len(server.closed) == 4)
+        assert [(c.by, c.code) for c in server.closed] == [("client", 1001)] * 4
+
+
+def test_exit_does_not_wait_for_a_connect() -> None:
+    program = """
+threading.Thread(target=pool.acquire, daemon=True).start()
+while not pool.stats().connecting: time.sleep(0.001)
+"""
+    with RealtimeServer(faults=Faults(mute="request")) as server:
+        done, took = run(program, server.echo_url)
+        assert (done.stderr, done.returncode) == ("", 0)
+        assert took < 1.0

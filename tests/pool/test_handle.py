@@ -473,3 +473,25 @@ def test_properties_of_a_session() -> None:
 def test_a_plain_connection_has_no_session() -> None:
     with RealtimeServer() as server, plain(server.echo_url) as pool, pool.connection(10.0) as conn:
         assert (conn.session_id, conn.expires_at) == (None, None)
+
+
+def test_a_ping_without_an_answer_is_one_of_our_errors_and_a_timeout() -> None:
+    with RealtimeServer(relay=True) as server, plain(server.echo_url) as pool:
+        with pool.connection(10.0) as conn:
+            assert server.relay is not None
+            server.relay.cut()
+            with pytest.raises(RecvTimeout) as caught:
+                conn.ping(0.1)
+            assert isinstance(caught.value, TimeoutError)
+            assert isinstance(caught.value, RtpoolError)
+
+
+def test_a_ping_under_way_is_no_sign_of_bad_health() -> None:
+    with RealtimeServer(relay=True) as server, plain(server.echo_url, ping_interval=0.1) as pool:
+        with pool.connection(10.0) as conn:
+            assert server.relay is not None
+            transport = conn._transport
+            assert transport is not None
+            server.relay.cut()
+            eventually(lambda: transport.silence(time.monotonic()) > 0)
+            assert conn.is_healthy

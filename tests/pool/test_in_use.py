@@ -11,6 +11,7 @@ from pool_support import eventually, plain
 
 from rtpool_sync import ConnectionLost
 from rtpool_sync.emulator import RealtimeServer
+from rtpool_sync.lifecycle import Lifecycle
 
 
 def idle_for(seconds: float) -> None:
@@ -143,3 +144,21 @@ def test_nor_do_those_who_wait_for_it() -> None:
             waiter.result()
         echo(conn)
         pool.release(conn)
+
+
+def test_a_defect_of_ours_does_not_end_it_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is closed, but not before it comes back."""
+
+    def broken(*_: object) -> None:
+        looked.set()
+        raise ZeroDivisionError
+
+    looked = threading.Event()
+    with RealtimeServer() as server, plain(server.echo_url) as pool:
+        with pool.connection(10.0) as conn:
+            monkeypatch.setattr(Lifecycle, "look_in_use", broken)
+            assert looked.wait(10.0)
+            turned = pool.stats().reaper_last_run
+            eventually(lambda: pool.stats().reaper_last_run > turned)
+            echo(conn)
+        eventually(lambda: pool.stats().counters.closed["damaged"] == 1)

@@ -146,3 +146,12 @@ NOTHING: dict[str, int] = {
 )
 def test_wanted(state: dict[str, int], count: int) -> None:
     assert wanted(**{**NOTHING, **state}) == count
+
+
+def test_after_a_permanent_error_the_reserve_waits_for_longer_than_a_caller() -> None:
+    retry = backoff()
+    retry.failed(10.0, permanent=True)
+    assert retry.next_try(asked=True) == 10.25
+    assert retry.next_try(asked=False) >= 10.25 + 30.0
+    retry.succeeded()
+    assert retry.next_try(asked=False) == 0.0

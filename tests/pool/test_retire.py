@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from pool_calls import closed_with, echo, realtime
+from pool_calls import closed_with, echo, in_line, realtime
+from pool_peers import CLOSE, PING, TEXT, Peer, frame, peers
 from pool_support import eventually, plain
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.server import ServerConnection, serve
@@ -371,3 +372,99 @@ def test_an_early_death_backs_off_like_a_failed_attempt() -> None:
         eventually(lambda: pool.stats().counters.closed["lost"] == 4)
         assert counters().connect_errors["session"] == 3
         assert pool._ledger.backoff.failures == 0
+
+
+# -- a second reading
+
+
+def test_what_the_reaper_takes_in_after_the_return_is_not_the_next_borrowers() -> None:
+    """Its look at a connection in use may come a moment late."""
+    with RealtimeServer() as server, plain(server.echo_url, max_connections=1) as pool:
+        with pool.connection(10.0) as conn:
+            conn.send("one who does not wait for the answer")
+            transport = conn._transport
+            assert transport is not None
+            eventually(transport.has_bytes)
+        transport.drain()  # as the reaper does, that has seen it in use
+        with pool.connection(10.0) as conn:
+            echo(conn)
+
+
+def test_a_connection_that_is_closed_at_once_was_never_ready() -> None:
+    """The kernel has nothing to say about it: the close frame came with the upgrade."""
+    close = frame(CLOSE, (1013).to_bytes(2, "big"))
+    with peers(lambda peer: peer.until_end(), after_upgrade=close) as url:
+        with plain(url, max_connections=1) as pool:
+            with pytest.raises(PoolTimeout) as caught:
+                pool.acquire(0.5)
+            assert isinstance(caught.value.__cause__, ConnectError)
+            assert caught.value.__cause__.close_code == 1013
+            assert pool.stats().counters.opened == 0
+
+
+def test_a_sign_of_life_is_no_answer_to_a_health_check() -> None:
+    """A peer that pings and does not answer pings: its other half may be dead."""
+
+    def ping_without_end(peer: Peer) -> None:
+        reader = threading.Thread(target=peer.until_end, kwargs={"pong": False}, daemon=True)
+        reader.start()
+        while reader.is_alive():
+            peer.send(frame(PING))
+            reader.join(0.02)
+
+    with peers(ping_without_end) as url:
+        with plain(url, health_check_interval=0.1, ping_timeout=0.5, min_idle=1, max_connections=1) as pool:
+            pool.wait(10.0)
+            eventually(lambda: closed_for(pool) == {"health": 1}, 5.0, what=repr(pool))
+            assert pool.stats().counters.health_checks == {"ok": 0, "failed": 1}
+
+
+def test_a_process_that_was_stopped_looks_for_answers_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    with RealtimeServer() as server:
+        with plain(server.echo_url, health_check_interval=0.1, ping_timeout=0.5, max_connections=1) as pool:
+            with pool.connection(10.0) as conn:
+                member, transport = conn._borrowed()
+            reaper = pool._reaper
+            assert reaper is not None
+            stopped, go_on = threading.Event(), threading.Event()
+            original = reaper._loop.wait
+
+            def wait(timeout: float) -> list[Any]:
+                if member.ping_sent and not go_on.is_set():
+                    stopped.set()
+                    go_on.wait(10.0)
+                    return []  # it was not the socket that ended the waiting
+                return original(timeout)
+
+            monkeypatch.setattr(reaper._loop, "wait", wait)
+            assert stopped.wait(10.0)
+            eventually(transport.has_bytes)  # the answer
+            threading.Event().wait(0.6)  # longer than ping_timeout
+            go_on.set()
+            eventually(lambda: pool.stats().counters.health_checks["ok"] >= 1)
+            assert closed_for(pool) == {}
+
+
+def test_half_a_message_on_an_idle_session_is_waited_for() -> None:
+    """What arrives in two pieces is judged when it is whole, and nobody gets the second."""
+    whole = frame(TEXT, b'{"type":"rate_limits.updated","event_id":"e","rate_limits":[]}')
+    with RealtimeServer() as server, realtime(server) as pool:
+        with pool.connection(10.0) as conn:
+            first = conn.id
+        for half, rest in ((whole[:30], whole[30:]), (whole[:1], whole[1:])):
+            eventually(lambda: pool.stats().idle == 1)
+            server._each(None, lambda entry, half=half: entry.wire.write(half))
+            caught = in_line(pool, pool.acquire, 10.0) if half == whole[:30] else None
+            server._each(None, lambda entry, rest=rest: entry.wire.write(rest))
+            conn = pool.acquire(10.0) if caught is None else caught.result()
+            assert conn.id == first
+            pool.release(conn)
+
+
+def test_half_a_message_that_stays_alone_ends_it() -> None:
+    with RealtimeServer() as server, realtime(server, reset_timeout=0.2) as pool:
+        with pool.connection(10.0):
+            pass
+        eventually(lambda: pool.stats().idle == 1)
+        server._each(None, lambda entry: entry.wire.write(frame(TEXT, b"x" * 30)[:20]))
+        eventually(lambda: closed_for(pool) == {"dirty": 1})

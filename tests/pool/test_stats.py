@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 import pytest
-from pool_calls import in_line
+from pool_calls import Call, in_line, realtime
 from pool_support import eventually, plain
 
 from rtpool_sync import PoolClosed, PoolExhausted, PoolTimeout, RealtimePool
@@ -272,3 +272,16 @@ def test_all_in_use_and_somebody_waits() -> None:
         pool.release(conn)
         waiter.join(10.0)
         assert pool.health().status == "healthy"
+
+
+def test_what_never_became_ready_is_neither_opened_nor_closed() -> None:
+    """Also when close() ends the attempt: opened less closed is what there is."""
+    with RealtimeServer(faults=Faults(no_session_created=True)) as server:
+        pool = realtime(server, connect_timeout=5.0)
+        call = Call(pool.acquire, 10.0)
+        eventually(lambda: server.open == 1)
+        pool.close(0.0)
+        with pytest.raises(PoolClosed):
+            call.result()
+        counters = pool.stats().counters
+        assert counters.opened == sum(counters.closed.values()) == 0
