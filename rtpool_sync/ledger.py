@@ -15,6 +15,7 @@ finalizer and taken back by the reaper.
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 import time
@@ -435,12 +436,9 @@ def _add_traffic(counters: Counters, member: PooledConnection) -> None:
 
 def again(error: ConnectError) -> ConnectError:
     """A new exception that says the same: one object raised in many threads would mix their tracebacks."""
-    return type(error)(
-        str(error),
-        permanent=error.permanent,
-        status=error.status,
-        close_code=error.close_code,
-        code=error.code,
-        kind=error.kind,
-        retry_after=error.retry_after,
-    )
+    try:
+        return copy.copy(error)
+    except Exception:  # a protocol's own kind, which cannot be made of what it holds
+        twin = ConnectError(str(error), kind=error.kind)
+        twin.__dict__.update(error.__dict__)
+        return twin

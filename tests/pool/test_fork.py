@@ -233,7 +233,6 @@ print("parent", echo("parent"), pool.stats().counters.opened, pool.stats().count
 """
 
 
-@pytest.mark.skipif(not os.environ.get("RTPOOL_SLOW"), reason="hangs now and then: see CHANGELOG, open")
 def test_a_fork_that_python_does_not_notice() -> None:
     """uWSGI forks in C and runs no hooks: only the process id, compared at checkout, tells."""
     with RealtimeServer() as server:
