@@ -3,20 +3,21 @@
 #   make test                        make test ARGS='tests/test_pool.py -k fork'
 #   make demo                        make demo ARGS=--real     (needs OPENAI_API_KEY; costs money)
 #   make test PYTHON=python3.13 VENV=.venv-3.13
+#   make bench ARGS=--quick          make bench ARGS='pools idle'
 
 SHELL := /bin/sh
 VENV ?= .venv
+# The benchmarks' peers are nothing that tests, or you, should find installed by chance.
+BENCH := $(VENV)-bench
 JOBS ?= auto
 ARGS ?=
 export PYTHON
 
 # A stamp is out of date when what is installed may have changed, or the interpreter under the environment is gone.
 INPUTS := setup.cfg setup.py pyproject.toml .ci/venv
-ifneq ($(shell $(VENV)/bin/python -c 'print(1)' 2>/dev/null),1)
-INPUTS += remake
-endif
+remake_if_gone = $(if $(shell $(1)/bin/python -c 'print(1)' 2>/dev/null),,remake)
 
-.PHONY: help demo test lint types coverage docs clean remake
+.PHONY: help demo test bench lint types coverage docs clean remake
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -29,6 +30,9 @@ test: $(VENV)/.stamp-test ## every test, with coverage
 	@.ci/venv packages tests/system-packages.txt
 	@.ci/venv node $(VENV) tests/aimock
 	@$(VENV)/bin/python -m pytest -n $(JOBS) --maxprocesses 4 --cov --cov-report= --cov-report=term $(ARGS)
+
+bench: $(BENCH)/.stamp-bench ## how fast it is beside everything one would use instead: ten minutes
+	@$(BENCH)/bin/rtpool bench $(ARGS)
 
 coverage: test ## the same, and a page for each file in htmlcov/
 	@$(VENV)/bin/python -m coverage html --quiet
@@ -46,12 +50,18 @@ docs: $(VENV)/.stamp-docs ## the documentation as a web site, in build/docs/
 	@echo "==> build/docs/index.html"
 
 clean: ## remove everything that these commands made
-	@rm -rf $(VENV) build dist htmlcov demo-output *.egg-info .coverage .coverage.* .mypy_cache .ruff_cache \
+	@rm -rf $(VENV) $(BENCH) build dist htmlcov demo-output *.egg-info .coverage .coverage.* .mypy_cache .ruff_cache \
 		.pytest_cache .hypothesis
-	@find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find . -path './$(VENV)*' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/.stamp-%: $(INPUTS)
+$(VENV)/.stamp-%: $(INPUTS) $(call remake_if_gone,$(VENV))
 	@.ci/venv install $(VENV) $*
+	@touch $@
+
+$(BENCH)/.stamp-bench: $(INPUTS) benchmarks/requirements.txt $(call remake_if_gone,$(BENCH))
+	@.ci/venv install $(BENCH) cli,emulator,openai,speed
+	@echo "==> installing what the benchmarks compare with"
+	@$(BENCH)/bin/python -m pip install --quiet --quiet --disable-pip-version-check -r benchmarks/requirements.txt
 	@touch $@
 
 remake:

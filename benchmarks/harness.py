@@ -61,15 +61,23 @@ class Goal:
     Attributes:
         at_most: Limit of ours divided by theirs.
         at_least: Limit of theirs divided by ours (of ours by theirs where more is better).
-        less_by: Limit of theirs less ours.
+        less_by: Limit of theirs less ours: at least that much.
+        more_by: Limit of ours less theirs: at most that much.
     """
 
     against: str = ""
     at_most: float | None = None
     at_least: float | None = None
     less_by: float | None = None
+    more_by: float | None = None
+
+    @property
+    def is_difference(self) -> bool:
+        return self.less_by is not None or self.more_by is not None
 
     def __str__(self) -> str:
+        if self.more_by is not None:
+            return f"at most {figure(self.more_by)} more"
         if self.less_by is not None:
             return f"at least {figure(self.less_by)} less"
         word, limit = ("at most", self.at_most) if self.at_least is None else ("at least", self.at_least)
@@ -116,15 +124,17 @@ class Row:
         for goal in self.goals:
             if goal.against and goal.against not in self.samples:
                 continue
-            if goal.less_by is not None:
+            if goal.is_difference:
                 pairs = zip(self.samples[goal.against], self.samples[OURS], strict=True)
-                reached = Ratio.of([theirs - ours for theirs, ours in pairs])
+                sign = 1 if goal.more_by is None else -1
+                reached = Ratio.of([sign * (theirs - ours) for theirs, ours in pairs])
             elif goal.against:
                 reached = self.ratio(goal.against, faster=goal.at_least is not None)
             else:
                 reached = Ratio.of(self.samples[OURS])
-            if goal.at_most is not None:
-                yield goal, reached, reached.median <= goal.at_most
+            most = goal.at_most if goal.more_by is None else goal.more_by
+            if most is not None:
+                yield goal, reached, reached.median <= most
             else:
                 limit = goal.less_by if goal.at_least is None else goal.at_least
                 assert limit is not None

@@ -33,6 +33,7 @@ GROUPS = {
     "idle": "Idle connections",
     "sessions": "Realtime sessions, 60 ms away",
     "scale": "Few and many connections",
+    "metrics": "Being watched",
 }
 PACKAGES = (
     "websocket-client websockets openai simple-websocket aiohttp picows "
@@ -93,7 +94,7 @@ def table(rows: Sequence[Row]) -> Iterator[tuple[str, str, str, str, str, str]]:
     for row in rows:
         ours = f"{figure(statistics.median(row.samples[OURS]))} {row.unit}".strip()
         for goal, reached, enough in row.judged():
-            text = f"{figure(reached.median)}{'x' if goal.against and goal.less_by is None else ''}"
+            text = f"{figure(reached.median)}{'x' if goal.against and not goal.is_difference else ''}"
             if reached.low != reached.high:
                 text += f" ({figure(reached.low)} to {figure(reached.high)})"
             yield row.name, ours, goal.against or "itself", str(goal), text, "yes" if enough else "NO"
@@ -137,7 +138,7 @@ def _matrix(rows: Sequence[Row]) -> list[str]:
     seen: list[tuple[str, ...]] = []
     for row in rows:
         names = tuple(name for name in row.samples if name != OURS)
-        if names not in seen:
+        if names and names not in seen:
             seen.append(names)
     for names in seen:
         same = [row for row in rows if tuple(name for name in row.samples if name != OURS) == names]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from . import connect, idle, pools, race, report, scale, sessions, transport
+from . import connect, idle, metrics, pools, race, report, scale, sessions, transport
 from .harness import Bench, Row
 from .servers import Servers
 
@@ -21,6 +21,7 @@ GROUPS: dict[str, Callable[[Bench, Servers], None]] = {
     "idle": idle.run,
     "sessions": lambda bench, _: sessions.run(bench),
     "scale": scale.run,
+    "metrics": metrics.run,
 }
 
 

@@ -29,6 +29,7 @@ ABOUT = {
     "idle": ["memory", "descriptors", "threads", "CPU", "99th percentile"],
     "sessions": ["first event", "until all are ready"],
     "scale": ["checkout and return", "receive", "send"],
+    "metrics": ["metrics, one process", "metrics, multiprocess mode", "scrape"],
 }
 
 
@@ -79,9 +80,21 @@ def row(**more: object) -> Row:
 
 
 def test_ratios_are_taken_round_by_round() -> None:
-    ours = row(goals=[Goal("peer", at_most=0.5), Goal("peer", at_least=2.5), Goal("peer", less_by=2.0)])
+    ours = row(
+        goals=[
+            Goal("peer", at_most=0.5),
+            Goal("peer", at_least=2.5),
+            Goal("peer", less_by=2.0),
+            Goal("peer", more_by=-3.0),
+        ]
+    )
     reached = [(ratio.median, ratio.low, ratio.high, enough) for _, ratio, enough in ours.judged()]
-    assert reached == [(1 / 3, 1 / 3, 0.5, True), (3.0, 2.0, 3.0, True), (2.0, 2.0, 8.0, True)]
+    assert reached == [
+        (1 / 3, 1 / 3, 0.5, True),
+        (3.0, 2.0, 3.0, True),
+        (2.0, 2.0, 8.0, True),
+        (-2.0, -8.0, -2.0, False),
+    ]
 
 
 def test_more_may_be_better() -> None:

@@ -12,7 +12,7 @@ from . import _report
 __all__ = ["add_arguments", "run"]
 
 ROOT = Path(__file__).resolve().parents[2]
-GROUPS = ("pools", "transport", "connect", "race", "idle", "sessions", "scale")
+GROUPS = ("pools", "transport", "connect", "race", "idle", "sessions", "scale", "metrics")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
