@@ -319,8 +319,6 @@ class Lifecycle:
             transport.send_keepalive()
         due = self._answer_by(member) if member.ping_sent else member.next_ping_at
         due = min(due, member.usable_until, member.close_by if member.incomplete else math.inf)
-        if spare:
-            due = min(due, max(idle_until, now + HOUSEKEEPING))
         self._loop.at(member, max(due, now + 0.001))
 
     def _answer_by(self, member: PooledConnection) -> float:

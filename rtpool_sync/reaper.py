@@ -20,6 +20,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from . import observers
@@ -307,15 +308,23 @@ class Reaper:
             # else: its dial was aborted and reports soon
 
     def _keep_house(self, now: float) -> None:
-        """Find whoever is in no list, should an exception ever have struck between two."""
+        """Retire what nobody has used for long; find whoever is in no list, should an exception
+        ever have struck between two."""
         ledger = self._ledger
         with ledger.lock:
+            # The longest unused come first. Which of them are spare depends on the others:
+            # a time arranged for each alone would be wrong as soon as one is lent.
+            spare = max(0, len(ledger.idle) - ledger.config.min_idle)
+            unused_since = now - ledger.config.max_idle_time
+            unused = list(takewhile(lambda m: m.idle_since <= unused_since, ledger.idle[:spare]))
             for member in ledger.members.difference(ledger.idle, ledger.inbox):
                 returned = member.state is State.RESETTING and not member.received_back
                 if returned or (member.state is State.IDLE and not member.incomplete):
                     ledger.inbox.append(member)
                 elif member.state is State.CLOSING and now > member.close_by + HOUSEKEEPING:
                     self._loop.at(member, now)
+        for member in unused:
+            self._guarded(member, self._life.attend, now)
         ledger.events.summarize(now)
 
     # -- at the end of the process

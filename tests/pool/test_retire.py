@@ -83,12 +83,12 @@ def test_min_session_time_is_kept_free_before_the_age() -> None:
 
 
 def test_min_session_time_is_kept_free_before_the_servers_limit() -> None:
-    with RealtimeServer(session_seconds=60.5) as server:
+    with RealtimeServer(session_seconds=61.5) as server:  # the server says whole seconds
         with realtime(server, min_session_time=60) as pool:
             with pool.connection(10.0) as conn:
                 first, expires_at = conn.id, conn.expires_at
                 assert expires_at is not None
-                assert 0 < expires_at - time.time() <= 60.5
+                assert 0 < expires_at - time.time() <= 61.5
                 # Time passes while it is in use: not closed, but never handed out again.
                 eventually(lambda: expires_at - time.time() < 60)
                 conn.ping()
@@ -152,6 +152,20 @@ def test_down_to_min_idle_and_the_most_recently_used_stay() -> None:
             assert pool.stats().idle == 2
             assert closed_for(pool) == {"idle": 3}
             assert server.opened_total == opened  # not closed and opened again and again
+
+
+def test_a_reserve_that_is_no_longer_asked_for_goes_when_its_time_has_come() -> None:
+    """Looked at while it was the reserve, and not due again for a minute."""
+    with RealtimeServer() as server:
+        with plain(
+            server.echo_url, max_idle_time=0.2, min_idle=4, max_connections=5, health_check_interval=60.0
+        ) as pool:
+            pool.wait(10.0)
+            looks = iter(range(40))
+            eventually(lambda: next(looks, None) is None)  # the reaper comes by several times
+            pool.resize(5, min_idle=1)
+            eventually(lambda: pool.stats().total_connections == 1)
+            assert closed_for(pool) == {"idle": 3}
 
 
 def test_the_reserve_is_refilled() -> None:
