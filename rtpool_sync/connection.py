@@ -123,11 +123,14 @@ class PooledConnection:
 
     def masked(self, error: ConnectError) -> ConnectError:
         """The error, without the secrets that the server has put into what it said."""
-        plain = [secret.reveal() for secret in self.secrets if len(secret) > 5]
-        error.args = tuple(redact(str(arg), *plain) for arg in error.args)
+        error.args = tuple(self.mask(str(arg)) for arg in error.args)
         if error.code is not None:
-            error.code = redact(error.code, *plain)
+            error.code = self.mask(error.code)
         return error
+
+    def mask(self, text: str) -> str:
+        """The text without the secrets that this connection was opened with."""
+        return redact(text, *(secret.reveal() for secret in self.secrets if len(secret) > 5))
 
     def __repr__(self) -> str:
         return f"<PooledConnection #{self.id} {self.state.value}, {self.session_count} sessions>"

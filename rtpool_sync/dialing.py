@@ -56,6 +56,7 @@ class Dialing:
             session=self._session,
             timeout=config.connect_timeout,
             max_size=config.max_message_size,
+            mask=member.mask,
         )
 
     def remember(self, transport: Transport) -> None:

@@ -102,6 +102,8 @@ class Dial:
         timeout: Seconds for everything, names and a trickling answer included.
         session: TLS session to resume, from an earlier connection with ``context``.
         max_size: Bytes of the largest message the connection will accept.
+        mask: Takes the secrets out of what the server says, before that is cut short:
+            half a key is a secret too.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class Dial:
         timeout: float,
         session: ssl.SSLSession | None = None,
         max_size: int = 1 << 24,
+        mask: Callable[[str], str] = redact,
     ) -> None:
         self._endpoint = endpoint
         self._headers = headers
@@ -120,6 +123,7 @@ class Dial:
         self._timeout = timeout
         self._session = session
         self._max_size = max_size
+        self._mask = mask
         self._stream: Stream | None = None
         self._phase = "dns"
         self._aborted = threading.Event()
@@ -262,7 +266,7 @@ class Dial:
     def _refusal(self, refused: UpgradeRefused) -> ConnectError:
         """The exception for an HTTP answer that is not 101."""
         status = refused.status
-        body = redact(" ".join(refused.body.split()))[:300]
+        body = self._mask(" ".join(refused.body.split()))[:300]
         text = f"{self._endpoint.netloc} refused the upgrade with HTTP {status}" + (
             f": {body}" if body else ""
         )

@@ -212,6 +212,17 @@ def ours(error: BaseException) -> Any:
     return trace
 
 
+@pytest.mark.parametrize("key", KEYS, ids=["openai", "other"])
+def test_nor_half_of_it_where_a_long_answer_is_cut_short(key: str) -> None:
+    body = "The given key is not known here. " * 8 + "It is: "
+    with RealtimeServer(faults=Faults(refuse=401, refuse_body=body.ljust(288, ".") + key)) as server:
+        with realtime(server, api_key=key) as pool:
+            with pytest.raises(AuthenticationError) as caught:
+                pool.acquire(10.0)
+    assert "not known here" in str(caught.value)
+    assert key[:6] not in str(caught.value)
+
+
 def test_this_file_would_notice(logged: list[str]) -> None:
     """What it looks through does show secrets that are there."""
 
