@@ -29,6 +29,7 @@ demo: $(VENV)/.stamp-cli,emulator,speed ## the main job in a minute: 40 spoken c
 test: $(VENV)/.stamp-test ## every test, with coverage
 	@.ci/venv packages tests/system-packages.txt
 	@.ci/venv node $(VENV) tests/aimock
+	@.ci/venv folder $(VENV) tests/contrib/openai/oldest.txt build/openai-oldest
 	@$(VENV)/bin/python -m pytest -n $(JOBS) --maxprocesses 4 --cov --cov-report= --cov-report=term $(ARGS)
 
 bench: $(BENCH)/.stamp-bench ## how fast it is beside everything one would use instead: ten minutes

@@ -1,0 +1,1 @@
+"""Integrations: each needs the library it is named after."""
