@@ -23,6 +23,12 @@ Steps = list[tuple[float | None, str]]
 Query = tuple[str, str]  # expression, legend
 
 GREEN: Steps = [(None, "green")]
+#: From a line of the overview to the pool whose line it is.
+ONE_POOL = {
+    "title": "This pool",
+    "url": "/d/rtpool-pool?var-pool=${__field.labels.pool}&${datasource:queryparam}&${__url_time_range}",
+    "targetBlank": False,
+}
 STATE_COLOURS = {
     "in_use": "blue",
     "idle": "green",
@@ -139,8 +145,10 @@ class Board:
         stacked: bool = False,
         colours: dict[str, str] | None = None,
         dashed: str = "",
+        leads: bool = False,
         width: int = 12,
     ) -> None:
+        """Lines over time. ``leads``: a click on a line, which has the label ``pool``, leads to that pool."""
         panel = self._add("timeseries", title, text, (width, 8), queries)
         overrides = [
             {
@@ -177,6 +185,7 @@ class Board:
                     "stacking": {"mode": "normal" if stacked else "none", "group": "A"},
                     "thresholdsStyle": {"mode": "dashed" if steps else "off"},
                 },
+                **({"links": [ONE_POOL]} if leads else {}),
             },
             "overrides": overrides,
         }
@@ -188,6 +197,43 @@ class Board:
                 "calcs": ["lastNotNull", "max"],
             },
             "tooltip": {"mode": "multi", "sort": "desc"},
+        }
+
+    def heatmap(self, title: str, text: str, unit: str, metric: str, width: int = 12) -> None:
+        """A histogram over time: how many fell into each bucket."""
+        query = f"sum by (le) (increase({metric}_bucket{{{S}}}[{RATE}]))"
+        panel = self._add("heatmap", title, text, (width, 8), [(query, "{{le}}")])
+        for target in panel["targets"]:
+            target["format"] = "heatmap"  # buckets are cumulative: Grafana takes them apart
+        panel["fieldConfig"] = {
+            "defaults": {
+                "unit": "short",
+                "thresholds": thresholds(GREEN),
+                "mappings": [],
+                "custom": {"scaleDistribution": {"type": "linear"}},
+            },
+            "overrides": [],
+        }
+        panel["options"] = {
+            "calculate": False,
+            "cellGap": 1,
+            "cellValues": {"unit": "short"},
+            "color": {
+                "mode": "scheme",
+                "scheme": "Oranges",
+                "scale": "exponential",
+                "exponent": 0.5,
+                "steps": 64,
+                "reverse": False,
+                "fill": "dark-orange",
+            },
+            "exemplars": {"color": "rgba(255,0,255,0.7)"},
+            "filterValues": {"le": 1e-9},
+            "legend": {"show": True},
+            "rowsFrame": {"layout": "auto"},
+            "showValue": "never",
+            "tooltip": {"mode": "single", "yHistogram": False, "showColorScale": False},
+            "yAxis": {"axisPlacement": "left", "reverse": False, "unit": unit},
         }
 
 
@@ -208,9 +254,7 @@ def variable(name: str, label: str, limits: str, *, many: bool) -> dict[str, Any
         "refresh": 2,
         "includeAll": many,
         "multi": many,
-        **(
-            {"allValue": ".+", "current": {"text": ["All"], "value": ["$__all"]}} if many else {"current": {}}
-        ),
+        **({"allValue": ".+", "current": {"text": ["All"], "value": ["$__all"]}} if many else {}),
         "sort": 1,
         "options": [],
         "hide": 0,
@@ -255,7 +299,6 @@ def dashboard(uid: str, title: str, text: str, board: Board, *, one: bool) -> di
                     "label": "Data source",
                     "type": "datasource",
                     "query": "prometheus",
-                    "current": {},
                     "hide": 0,
                     "includeAll": False,
                     "multi": False,
@@ -277,6 +320,10 @@ IN_USE = f'rtpool_connections{{state="in_use", {S}}}'
 MAXIMUM = f"rtpool_max_connections{{{S}}}"
 NOT_OK = 'outcome!="ok"'
 FAILING = f"sum({rate('rtpool_checkouts_total', NOT_OK)})"
+FAILED_RATIO = f"{FAILING} / (sum({rate('rtpool_checkouts_total')}) > 0) or vector(0)"
+IN_USE_RATIO = f"sum({IN_USE}) / (sum({MAXIMUM}) > 0)"
+#: A closed pool has no reaper (+Inf), and needs none.
+REAPER_AGE = f"time() - (rtpool_reaper_last_run_timestamp_seconds{{{S}}} > 0 < +Inf)"
 
 
 def overview() -> dict[str, Any]:
@@ -286,7 +333,7 @@ def overview() -> dict[str, Any]:
         "In use",
         "Connections in use, of those there may be. Near 100 % callers begin to wait.",
         "percentunit",
-        f"sum({IN_USE}) / (sum({MAXIMUM}) > 0)",
+        IN_USE_RATIO,
         limits(0.8, 0.95),
     )
     b.stat(
@@ -307,7 +354,7 @@ def overview() -> dict[str, Any]:
         "Failed checkouts",
         "Share of the calls for a connection that got none.",
         "percentunit",
-        f"{FAILING} / (sum({rate('rtpool_checkouts_total')}) > 0) or vector(0)",
+        FAILED_RATIO,
         limits(0.001, 0.01),
     )
     b.stat(
@@ -346,6 +393,7 @@ def overview() -> dict[str, Any]:
         "Callers in line.",
         "short",
         [(f"sum by (pool) (rtpool_waiting_checkouts{{{S}}})", "{{pool}}")],
+        leads=True,
     )
     b.lines(
         "Oldest wait by pool",
@@ -353,6 +401,7 @@ def overview() -> dict[str, Any]:
         "s",
         [(f"max by (pool) (rtpool_oldest_wait_seconds{{{S}}})", "{{pool}}")],
         steps=limits(1, 5),
+        leads=True,
     )
     b.row("Demand")
     b.lines(
@@ -385,6 +434,7 @@ def overview() -> dict[str, Any]:
                 "{{pool}}",
             )
         ],
+        leads=True,
     )
     b.row("Health")
     b.lines(
@@ -403,12 +453,7 @@ def overview() -> dict[str, Any]:
         "Reaper last ran",
         "Seconds since each pool's own thread last turned. Above a minute it does not any more.",
         "s",
-        [
-            (
-                f"time() - (rtpool_reaper_last_run_timestamp_seconds{{{S}}} > 0 < +Inf)",
-                "{{instance}} {{pool}}",
-            )
-        ],
+        [(REAPER_AGE, "{{instance}} {{pool}}")],
         steps=limits(30, 60),
     )
     b.lines(
@@ -422,6 +467,48 @@ def overview() -> dict[str, Any]:
 
 def detail() -> dict[str, Any]:
     b = Board()
+    b.row("Now")
+    b.stat(
+        "In use",
+        "Connections in use, of those there may be. Near 100 % callers begin to wait.",
+        "percentunit",
+        IN_USE_RATIO,
+        limits(0.8, 0.95),
+    )
+    b.stat(
+        "Waiting",
+        "Callers in line for a connection.",
+        "short",
+        f"sum(rtpool_waiting_checkouts{{{S}}})",
+        limits(1, 10),
+    )
+    b.stat(
+        "p99 checkout wait",
+        "99 of 100 callers waited no longer.",
+        "s",
+        quantile(0.99, "rtpool_checkout_wait_seconds"),
+        limits(0.5, 5),
+    )
+    b.stat(
+        "Failed checkouts",
+        "Share of the calls for a connection that got none.",
+        "percentunit",
+        FAILED_RATIO,
+        limits(0.001, 0.01),
+    )
+    b.stat(
+        "Sessions",
+        "Conversations begun, a second.",
+        "ops",
+        f"sum({rate('rtpool_sessions_total')})",
+    )
+    b.stat(
+        "Reaper last ran",
+        "Seconds since the pool's own thread last turned. Above a minute it does not any more.",
+        "s",
+        f"max({REAPER_AGE})",
+        limits(30, 60),
+    )
     b.row("Connections")
     b.lines(
         "Connections by state",
@@ -469,6 +556,12 @@ def detail() -> dict[str, Any]:
         "From the call to the connection.",
         "s",
         quantiles("rtpool_checkout_wait_seconds", 0.5, 0.95, 0.99),
+    )
+    b.heatmap(
+        "How long callers waited",
+        "Checkouts by how long they took. Two bands: some find a connection, others wait for one.",
+        "s",
+        "rtpool_checkout_wait_seconds",
     )
     b.lines(
         "Longest wait and longest use",

@@ -1,50 +1,25 @@
-"""Dashboards, rules and alerts: generated, complete, understood by Prometheus, and true of a pool at work."""
+"""Dashboards, rules and alerts: generated, valid for Grafana, complete, and understood by Prometheus."""
 
 from __future__ import annotations
 
-import importlib.util
+import copy
 import json
 import re
-import shutil
-import socket
 import subprocess
-import threading
-import time
-import urllib.parse
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import pytest
-from prometheus_client import CollectorRegistry
+import yaml
+from boards import BOARDS, FILES, GRAFANA, NAMES, PANELS, QUERIES, ROOT, RULES
+from jsonschema import Draft7Validator
+from prometheus_server import tool
 
-from rtpool_sync import PoolTimeout, RealtimePool
-from rtpool_sync.emulator import RealtimeServer
 from rtpool_sync.metrics import FAMILIES, INFO_NAME
-from rtpool_sync.web import monitoring_app
 
-ROOT = Path(__file__).parent.parent.parent
-GRAFANA = ROOT / "grafana"
-RULES = GRAFANA / "prometheus"
+SCHEMAS = Path(__file__).parent / "grafana_schema"
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
-Eventually = Callable[[Callable[[], object]], None]
-
-
-def generator() -> Any:
-    spec = importlib.util.spec_from_file_location("generate_dashboards", GRAFANA / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-BOARDS = [json.loads(text) for text in generator().files().values()]
-PANELS = [(board, panel) for board in BOARDS for panel in board["panels"] if panel["type"] != "row"]
-NAMES = [f"{board['uid']}: {panel['title']}" for board, panel in PANELS]
-QUERIES = [target["expr"] for _, panel in PANELS for target in panel["targets"]]
 KNOWN = {INFO_NAME} | {
     name
     for family in FAMILIES
@@ -56,21 +31,68 @@ KNOWN = {INFO_NAME} | {
 }
 
 
-def tool(name: str) -> str:
-    path = shutil.which(name)
-    assert path, f"{name} of the system package prometheus is missing: make test installs it"
-    return path
-
-
-def plain(query: str) -> str:
-    """A query as Grafana sends it, with everything chosen."""
-    query = re.sub(r"\$__rate_interval", "10s", query)
-    return re.sub(r"\$(job|instance|pool)", ".+", query)
-
-
 def test_what_is_committed_is_what_is_generated() -> None:
-    for path, text in generator().files().items():
+    for path, text in FILES.items():
         assert path.read_text(encoding="utf-8") == text, "run: python grafana/generate.py"
+
+
+# -- Grafana's own schema
+
+
+def schema(name: str) -> Any:
+    return json.loads((SCHEMAS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def lenient(part: Any) -> Any:
+    """A schema that asks for nothing: of a panel's settings, Grafana fills in what is left out."""
+    if isinstance(part, dict):
+        return {key: lenient(value) for key, value in part.items() if key != "required"}
+    return [lenient(value) for value in part] if isinstance(part, list) else part
+
+
+def invalid(board: dict[str, Any]) -> list[str]:
+    """What Grafana's schema has against a dashboard."""
+    found = [(["dashboard"], error) for error in Draft7Validator(schema("dashboard")).iter_errors(board)]
+    for panel in board["panels"]:
+        if panel["type"] != "row":
+            settings = panel["fieldConfig"]["defaults"].get("custom", {})
+            for part, value in (("Options", panel["options"]), ("FieldConfig", settings)):
+                validator = Draft7Validator(lenient(schema(f"{panel['type']}-{part}")))
+                found += [([panel["title"], part], error) for error in validator.iter_errors(value)]
+    return [
+        "/".join(map(str, [*where, *error.absolute_path])) + f": {error.message[:200]}"
+        for where, error in found
+    ]
+
+
+@pytest.mark.parametrize("board", BOARDS, ids=lambda board: board["uid"])
+def test_grafanas_schema_has_nothing_against_them(board: dict[str, Any]) -> None:
+    assert invalid(board) == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda board: board.update(graphTooltip=7),
+        lambda board: board.pop("schemaVersion"),
+        lambda board: board["panels"][1].update(gridPos={"x": 0}),
+        lambda board: board["panels"][1].update(optoins={}),
+        lambda board: board["panels"][1]["options"].update(colorMode="loud"),
+        lambda board: board["panels"][1]["fieldConfig"]["defaults"].update(unit=5),
+        lambda board: board["panels"][-1]["options"]["legend"].update(displayMode="heap"),
+        lambda board: board["panels"][-1]["fieldConfig"]["defaults"]["custom"].update(drawStyle="wiggle"),
+        lambda board: board["templating"]["list"][1].update(hide=9),
+        lambda board: board["links"][0].update(asDropdown="no"),
+    ],
+)
+@pytest.mark.parametrize("board", BOARDS, ids=lambda board: board["uid"])
+def test_the_schema_sees(board: dict[str, Any], damage: Callable[[dict[str, Any]], object]) -> None:
+    board = copy.deepcopy(board)
+    damage(board)
+    assert invalid(board) != []
+
+
+# -- our conventions
 
 
 @pytest.mark.parametrize(("board", "panel"), PANELS, ids=NAMES)
@@ -126,6 +148,9 @@ def test_every_metric_is_on_a_board() -> None:
     assert missing == set()
 
 
+# -- rules and alerts
+
+
 def test_rules_are_valid_and_every_alert_fires_when_it_should() -> None:
     promtool = tool("promtool")
     for command in (
@@ -159,134 +184,30 @@ def test_rules_and_alerts_name_what_there_is() -> None:
     assert set(re.findall(r"(?<![:\w])rtpool_\w+", expressions)) <= KNOWN
 
 
-# -- a real Prometheus
+# -- what is put up beside them
 
 
-class Quiet(WSGIRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
+def test_the_compose_file_brings_up_all_of_it() -> None:
+    services = yaml.safe_load((GRAFANA / "compose.yaml").read_text())["services"]
+    assert services.keys() == {"prometheus", "grafana"}
+    mounts = {}
+    for service in services.values():
+        assert re.search(r":v?\d+\.\d+\.\d+$", service["image"]), "a version, so that it works tomorrow"
+        for volume in service["volumes"]:
+            source, target, mode = volume.split(":")
+            assert (GRAFANA / source).is_dir()
+            assert mode == "ro"
+            mounts[target] = GRAFANA / source
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+    assert mounts["/etc/prometheus"] == RULES
+    assert mounts["/etc/grafana/provisioning"] == GRAFANA / "provisioning"
 
-
-class Prometheus:
-    def __init__(self, port: int) -> None:
-        self.url = f"http://127.0.0.1:{port}/api/v1/"
-
-    def _get(self, path: str, **query: str) -> Any:
-        with urllib.request.urlopen(
-            f"{self.url}{path}?{urllib.parse.urlencode(query)}", timeout=10
-        ) as response:
-            return json.load(response)["data"]
-
-    def query(self, expression: str) -> list[Any]:
-        result: list[Any] = self._get("query", query=expression)["result"]
-        return result
-
-    def value(self, expression: str) -> float:
-        (series,) = self.query(expression)
-        return float(series["value"][1])
-
-    def up(self) -> bool:
-        try:
-            return bool(self.query("up == 1"))
-        except OSError:
-            return False
-
-    def rules(self) -> list[Any]:
-        return [rule for group in self._get("rules")["groups"] for rule in group["rules"]]
-
-
-@pytest.fixture
-def watched(server: RealtimeServer) -> Iterator[tuple[RealtimePool, int]]:
-    """A pool, and the port on which it is scraped."""
-    with RealtimePool(
-        base_url=server.base_url,
-        api_key="sk-x",
-        registry=CollectorRegistry(),
-        max_connections=2,
-        max_sessions_per_connection=3,
-        health_check_interval=1,
-    ) as pool:
-        with make_server("127.0.0.1", 0, monitoring_app(pool), handler_class=Quiet) as web:
-            thread = threading.Thread(target=web.serve_forever, kwargs={"poll_interval": 0.01})
-            thread.start()
-            yield pool, web.server_port
-            web.shutdown()
-            thread.join()
-
-
-@pytest.fixture
-def prometheus(watched: tuple[RealtimePool, int], tmp_path: Path) -> Iterator[Prometheus]:
-    config = (RULES / "prometheus.yml").read_text()
-    config = config.replace("15s", "1s").replace("host.docker.internal:8081", f"127.0.0.1:{watched[1]}")
-    (tmp_path / "prometheus.yml").write_text(config)
-    for name in ("rules.yml", "alerts.yml"):
-        shutil.copy(RULES / name, tmp_path)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    with subprocess.Popen(
-        [
-            tool("prometheus"),
-            f"--config.file={tmp_path / 'prometheus.yml'}",
-            f"--storage.tsdb.path={tmp_path / 'data'}",
-            f"--web.listen-address=127.0.0.1:{port}",
-        ],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    ) as process:
-        yield Prometheus(port)
-        process.terminate()
-
-
-@pytest.mark.timeout(120)
-def test_every_query_and_rule_has_an_answer_that_agrees_with_the_pool(
-    watched: tuple[RealtimePool, int], prometheus: Prometheus, eventually: Eventually
-) -> None:
-    pool, _ = watched
-    stop = threading.Event()
-
-    def work() -> None:
-        while not stop.wait(0.02):
-            with pool.connection(timeout=20) as conn:
-                conn.send({"type": "input_audio_buffer.clear"})
-
-    workers = [threading.Thread(target=work) for _ in range(2)]
-    for worker in workers:
-        worker.start()
-    with pytest.raises(PoolTimeout):
-        pool.acquire(timeout=0)
-    eventually(prometheus.up)
-
-    unanswered = {plain(query) for query in QUERIES}
-
-    def all_answered() -> bool:
-        for query in list(unanswered):
-            if prometheus.query(query):
-                unanswered.discard(query)
-        return not unanswered
-
-    try:
-        eventually(all_answered)
-    finally:
-        stop.set()
-        for worker in workers:
-            worker.join()
-        assert unanswered == set()
-
-    # At rest, what is in Prometheus is what the pool says.
-    expected = pool.stats()
-
-    def agrees() -> bool:
-        query = "sum by (outcome) (rtpool_checkouts_total)"
-        counted = {s["metric"]["outcome"]: int(s["value"][1]) for s in prometheus.query(query)}
-        return counted == {"ok": expected.counters.checkouts_ok, **expected.counters.checkouts_failed}
-
-    eventually(agrees)
-    eventually(lambda: prometheus.value('sum(rtpool_connections{state="idle"})') == pool.stats().idle)
-    assert prometheus.value("rtpool_max_connections") == 2
-    assert prometheus.value("rtpool_checkout_wait_seconds_count") == expected.counters.checkouts_ok
-    assert prometheus.value("rtpool_connections_opened_total") >= 2
-    assert abs(prometheus.value("rtpool_reaper_last_run_timestamp_seconds") - time.time()) < 30
-    eventually(lambda: all(rule["health"] == "ok" for rule in prometheus.rules()))
-    assert len(prometheus.rules()) == 14
-    assert prometheus.query("job_pool:rtpool_in_use:ratio")
+    (provider,) = yaml.safe_load((GRAFANA / "provisioning/dashboards/rtpool.yml").read_text())["providers"]
+    assert provider["type"] == "file"
+    assert sorted(mounts[provider["options"]["path"]].glob("*.json")) == sorted(FILES)
+    provisioned = yaml.safe_load((GRAFANA / "provisioning/datasources/prometheus.yml").read_text())
+    (source,) = provisioned["datasources"]
+    port = services["prometheus"]["ports"][0].split(":")[-1]
+    assert (source["type"], source["url"]) == ("prometheus", f"http://prometheus:{port}")
+    rules = yaml.safe_load((RULES / "prometheus.yml").read_text())["rule_files"]
+    assert all((RULES / name).is_file() for name in rules)
