@@ -270,12 +270,14 @@ class Reaper:
             if member is None or member.lease is not claim._lease or member.state is not State.IN_USE:
                 return
             ledger.counters.leaks += mistake
+            stack = member.borrower_stack
             ledger.give_back(claim, now)
         if mistake:
             ledger.events.emit(
                 "dropped",
                 message="its borrower lost it without returning it; it is taken back. "
-                "Use `with pool.connection()`, or release() in a finally block",
+                "Use `with pool.connection()`, or release() in a finally block"
+                + (f"; borrowed by {stack}" if stack else ""),
                 connection=claim.id,
                 warn=True,
             )

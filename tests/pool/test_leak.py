@@ -84,3 +84,12 @@ def test_a_lost_handle_is_taken_back_and_said(caplog: pytest.LogCaptureFixture) 
             echo(conn)
         assert pool.stats().counters.leaks == 1
         eventually(lambda: any("lost it without returning it" in text for text in warnings(caplog)))
+
+
+def test_a_lost_handle_and_where_it_was_taken(caplog: pytest.LogCaptureFixture) -> None:
+    """With leak_threshold the borrower's stack is known, also of what is lost long before."""
+    with RealtimeServer() as server, plain(server.echo_url, leak_threshold=3600.0) as pool:
+        the_function_that_forgets(pool)
+        gc.collect()
+        eventually(lambda: pool.stats().counters.leaks == 1)
+        eventually(lambda: any("the_function_that_forgets" in text for text in warnings(caplog)))
