@@ -174,7 +174,7 @@ def test_the_test_sees(path: str, source: str, fault: str | None) -> None:
 
 
 def test_importing_the_package_is_light() -> None:
-    """By itself it loads nothing; all its names no optional library, and only what a pool needs to be made."""
+    """By itself it loads nothing; its names load no optional library, and only what making a pool needs."""
     # Of websockets only the C function that masks may be there (extra `speed`).
     heavy = [
         "dynaconf",
