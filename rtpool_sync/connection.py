@@ -360,6 +360,15 @@ class RealtimeConnection(Claim):
         member.close_reason = "invalidated"
         member.last_error = reason
 
+    def abort(self, reason: str = "aborted by the borrower") -> None:
+        """End the connection now: a thread that waits in :meth:`send` or :meth:`recv` gets ConnectionLost.
+
+        Never blocks. For a watchdog, when the peer takes nothing or says nothing; the connection
+        still has to be returned.
+        """
+        _, transport = self._borrowed()
+        transport.lose(redact(reason))
+
     @property
     def websocket(self) -> WebSocketView:
         """The same connection in websocket-client's style, for existing code."""

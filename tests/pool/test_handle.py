@@ -38,6 +38,7 @@ USES: dict[str, Callable[[RealtimeConnection], Any]] = {
     "iterate": lambda conn: next(iter(conn)),
     "ping": lambda conn: conn.ping(),
     "invalidate": lambda conn: conn.invalidate("x"),
+    "abort": lambda conn: conn.abort(),
     "websocket": lambda conn: conn.websocket,
     "session_id": lambda conn: conn.session_id,
     "expires_at": lambda conn: conn.expires_at,
@@ -495,3 +496,32 @@ def test_a_ping_under_way_is_no_sign_of_bad_health() -> None:
             server.relay.cut()
             eventually(lambda: transport.silence(time.monotonic()) > 0)
             assert conn.is_healthy
+
+
+# -- abort
+
+
+@pytest.mark.parametrize("waits_in", ["recv", "send"])
+def test_abort_wakes_who_waits_and_costs_nobody_else(waits_in: str) -> None:
+    with RealtimeServer() as server, plain(server.echo_url, max_connections=1) as pool:
+        with pool.connection(10.0) as conn:
+            if waits_in == "send":
+                server.inject("stall")
+
+            def wait() -> None:
+                while True:
+                    if waits_in == "recv":
+                        conn.recv(30.0)
+                    else:
+                        conn.send("x" * 1_000_000)
+
+            call = Call(wait)
+            time.sleep(0.3)
+            since = time.monotonic()
+            conn.abort("enough of it")
+            with pytest.raises(ConnectionLost, match="enough of it"):
+                call.result(5.0)
+            assert time.monotonic() - since < 1.0
+            assert conn.closed
+        with pool.connection(10.0) as other:  # the place is free again
+            assert other.id != conn.id
