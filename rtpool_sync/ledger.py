@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import os
+import select
 import threading
 import time
 from bisect import insort
@@ -68,6 +69,7 @@ class Ledger:
         self.events = Events(name) if events is None else events  # never called with the lock held
         self.pid = os.getpid()
         self.protocol = protocol
+        self.poll_type = select.poll  # another one once gevent has patched the standard library
         self.lock = threading.Lock()  # guards everything below, and every PooledConnection's fields
         self.config = config
         self.counters = counters

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import sys
 import threading
 import time
@@ -25,6 +26,7 @@ from .connection import Claim, RealtimeConnection
 from .errors import ConfigError, ConnectionLost, PoolClosed, PoolExhausted, PoolTimeout, RtpoolError
 from .events import PoolEvent
 from .ledger import Ledger, Waiter, again
+from .patching import half_patched
 from .protocols.base import Protocol
 from .protocols.plain import PlainProtocol
 from .reaper import Reaper
@@ -118,6 +120,7 @@ class RealtimePool:
         self._registry = registry
         self._ledger = Ledger(name, config, kind, Counters())
         self._reaper: Reaper | None = None
+        self._poll_type = select.poll  # another one once gevent has patched the standard library
         self._start_lock = threading.Lock()  # guards starting, opening and closing
         _pools.add(self)
 
@@ -155,7 +158,9 @@ class RealtimePool:
         self._check_process()
         with self._start_lock:
             old = self._ledger
-            if old.closed:
+            if not old.closed:
+                self._check_patched()
+            else:
                 if old.members:
                     raise PoolClosed(f"pool {self.name!r} is still being closed")
                 self._ledger = Ledger(self.name, old.config, old.protocol, old.counters, old.events)
@@ -172,6 +177,7 @@ class RealtimePool:
             ConnectError: Connecting cannot succeed with these settings.
         """
         self._check_process()
+        self._check_patched()
         since = monotonic()
         end = since + _seconds(timeout)
         self._start()
@@ -242,6 +248,9 @@ class RealtimePool:
             if self._ledger.closed:
                 raise PoolClosed(f"pool {self.name!r} is closed")
             if self._reaper is None:
+                problem = half_patched()
+                if problem is not None:
+                    raise RtpoolError(f"pool {self.name!r} cannot start: {problem}")
                 self._reaper = Reaper(self._ledger)
             reaper = self._reaper
             if not reaper.started:
@@ -281,8 +290,9 @@ class RealtimePool:
             SessionRejected: The server refused ``session``.
         """
         ledger = self._ledger
-        if ledger.pid != getpid():
-            self._after_fork()
+        if ledger.pid != getpid() or ledger.poll_type is not select.poll:
+            self._check_process()
+            self._check_patched()
             ledger = self._ledger
         now = monotonic()
         if timeout is not None:
@@ -509,11 +519,13 @@ class RealtimePool:
 
         return unsubscribe
 
-    # -- fork and exit
+    # -- fork, gevent and exit
 
     def _check_process(self) -> None:
         if self._ledger.pid != getpid():
             self._after_fork()
+        if self._ledger.poll_type is not select.poll:
+            self._after_patch()
 
     def _after_fork(self) -> None:
         """Start empty in a forked child. Nothing that belongs to the parent is used or waited for."""
@@ -531,6 +543,27 @@ class RealtimePool:
                 transport.forget()
         if reaper is not None:
             reaper.forget()
+
+    def _after_patch(self) -> None:
+        """Use gevent's locks from now on, where nothing is under way with those of before."""
+        if self._poll_type is select.poll:
+            return
+        # It is held while threads are started, which lets other greenlets run.
+        self._poll_type, self._start_lock = select.poll, threading.Lock()
+        if self._reaper is None:
+            old = self._ledger
+            self._ledger = Ledger(self.name, old.config, old.protocol, old.counters, old.events)
+            self._ledger.closed = old.closed
+
+    def _check_patched(self) -> None:
+        """Refuse to lend what was made before gevent's patches: waiting for it stops every greenlet."""
+        ledger = self._ledger
+        if ledger.poll_type is not select.poll and not ledger.closed:
+            raise RtpoolError(
+                f"pool {self.name!r} was opened before gevent patched the standard library. Call "
+                "gevent.monkey.patch_all() first of all (with gunicorn: at the top of gunicorn.conf.py), "
+                "or close() the pool and open() it again"
+            )
 
     def _park_at_exit(self) -> None:
         """Let a daemon thread sleep for good instead of raising while the interpreter exits."""

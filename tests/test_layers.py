@@ -23,6 +23,7 @@ FLOORS = {
     "settings": 1,
     "transport": 1,
     "protocols": 1,
+    "patching": 1,
     "policy": 1,
     "stats": 1,
     "observers": 1,

@@ -49,14 +49,20 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 def _look_up(key: tuple[int, str, int], lookup: _Lookup) -> None:
+    error: OSError | None = None
     try:
         lookup.addresses = list(socket.getaddrinfo(key[1], key[2], 0, socket.SOCK_STREAM))
-    except (OSError, UnicodeError) as error:
-        lookup.error = error if isinstance(error, OSError) else OSError(f"not a host name: {key[1]!r}")
+    except (OSError, UnicodeError) as problem:
+        error = problem if isinstance(problem, OSError) else OSError(f"not a host name: {key[1]!r}")
     finally:
-        with _lookups_lock:
-            _lookups.pop(key, None)
-        lookup.done.set()
+        _finish(key, lookup, error)
+
+
+def _finish(key: tuple[int, str, int], lookup: _Lookup, error: OSError | None) -> None:
+    with _lookups_lock:
+        _lookups.pop(key, None)
+    lookup.error = error
+    lookup.done.set()
 
 
 def resolve(host: str, port: int, end: float, aborted: threading.Event | None = None) -> list[Address]:
@@ -72,16 +78,15 @@ def resolve(host: str, port: int, end: float, aborted: threading.Event | None = 
     key = (os.getpid(), host, port)
     with _lookups_lock:
         lookup = _lookups.get(key)
+        alone = lookup is None
         if lookup is None:
-            lookup = _Lookup()
-            thread = threading.Thread(
-                target=_look_up, args=(key, lookup), name="rtpool-resolver", daemon=True
-            )
-            try:
-                thread.start()
-            except RuntimeError as problem:
-                raise OSError(f"no thread for a DNS lookup: {problem}") from None
-            _lookups[key] = lookup  # not before: without a thread nobody would ever take it out again
+            lookup = _lookups[key] = _Lookup()
+    if alone:  # not under the lock: while a thread is started, other greenlets run
+        thread = threading.Thread(target=_look_up, args=(key, lookup), name="rtpool-resolver", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as problem:
+            _finish(key, lookup, OSError(f"no thread for a DNS lookup: {problem}"))
     while not lookup.done.wait(max(0.0, min(end - time.monotonic(), ABORT_LOOK))):
         if time.monotonic() >= end:
             raise TimeoutError(f"no answer about {host} from DNS")
