@@ -72,15 +72,19 @@ _HOME = {
     "RealtimePool": "pool",
     "get_pool": "registry",
 }
+#: `rtpool_sync.errors.PoolTimeout` works after `import rtpool_sync` as well.
+_MODULES = ("config", "connection", "errors", "pool", "registry", "stats")
 
 
 def __getattr__(name: str) -> Any:
     # Lazy: pytest imports the package to find its plugin, in every run of a project that has it installed,
     # and before coverage begins to measure.
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f".{_HOME.get(name, 'errors')}", __name__), name)
     globals()[name] = value
     return value

@@ -15,7 +15,8 @@ def untraced() -> Iterator[None]:
 
     CPython 3.11 enters a function that is traced again and again for as long as
     an asynchronous exception waits for a thread that is blocked, so a test that
-    throws them would hang the interpreter, not the code under test.
+    throws them would hang the interpreter, not the code under test. And one that
+    strikes inside of the tracer itself (it has a lock) leaves that locked for good.
     """
     tracer = sys.gettrace()
     thread_tracer = threading.gettrace()

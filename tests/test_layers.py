@@ -201,3 +201,9 @@ def test_importing_the_package_is_light() -> None:
         check=True,
     )
     assert done.stdout.splitlines() == ["[]", "[]"]
+
+
+def test_its_modules_are_there_without_being_imported() -> None:
+    program = "import rtpool_sync; print(rtpool_sync.errors.PoolTimeout is rtpool_sync.PoolTimeout)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"

@@ -135,6 +135,8 @@ def test_1_000_waiters_killed_by_an_asynchronous_exception_lose_nothing() -> Non
 
 INTERRUPTED = """
 import os, random, signal, sys, threading, time
+sys.settrace(None)  # coverage's own lock must not be struck
+threading.settrace(None)
 from rtpool_sync import RealtimePool
 pool = RealtimePool(url=sys.argv[1], protocol="plain", max_connections=1, max_sessions_per_connection=10**9)
 rng = random.Random(5)

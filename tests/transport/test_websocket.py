@@ -1270,6 +1270,7 @@ def test_a_thread_that_stays_inside_keeps_the_descriptor_open(
     stream.close()
 
 
+@pytest.mark.usefixtures("untraced")
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 def test_interrupted_at_random_it_is_whole_or_damaged(link: Link, tls: bool) -> None:
     """A signal handler that raises, thousands of places to strike at."""
