@@ -87,6 +87,9 @@ def resolve(host: str, port: int, end: float, aborted: threading.Event | None = 
             thread.start()
         except RuntimeError as problem:
             _finish(key, lookup, OSError(f"no thread for a DNS lookup: {problem}"))
+        except BaseException:  # out of nowhere: nobody else would ever take it out again
+            _finish(key, lookup, OSError("a DNS lookup was interrupted"))
+            raise
     while not lookup.done.wait(max(0.0, min(end - time.monotonic(), ABORT_LOOK))):
         if time.monotonic() >= end:
             raise TimeoutError(f"no answer about {host} from DNS")

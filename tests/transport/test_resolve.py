@@ -100,6 +100,20 @@ def test_without_a_thread_the_name_can_be_asked_for_again(
     assert resolve("api.test", 443, soon())
 
 
+def test_interrupted_at_the_start_of_the_thread_the_name_can_be_asked_for_again(
+    names: Names, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: threading.Thread) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            resolve("api.test", 443, soon())
+    names.known["api.test"] = [("127.0.0.1", 1)]
+    assert [a[4] for a in resolve("api.test", 443, soon())] == [("127.0.0.1", 1)]
+
+
 def test_a_forked_child_asks_for_itself(names: Names) -> None:
     names.known["api.test"] = answer = threading.Event()
     waiting = Background(lambda: resolve("api.test", 443, soon()))
