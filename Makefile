@@ -17,11 +17,11 @@ export PYTHON
 INPUTS := setup.cfg setup.py pyproject.toml .ci/venv
 remake_if_gone = $(if $(shell $(1)/bin/python -c 'print(1)' 2>/dev/null),,remake)
 
-.PHONY: help demo test bench lint types coverage docs clean remake
+.PHONY: help demo test bench lint types coverage docs dashboard-shot clean remake
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1	\2/p' Makefile | expand -t 24
 
 demo: $(VENV)/.stamp-cli,emulator,speed ## the main job in a minute: 40 spoken calls, by hand and with the pool
 	@$(VENV)/bin/rtpool demo $(ARGS)
@@ -49,6 +49,11 @@ types: $(VENV)/.stamp-dev ## mypy --strict
 docs: $(VENV)/.stamp-docs ## the documentation as a web site, in build/docs/
 	@$(VENV)/bin/sphinx-build -q -W -b html docs build/docs
 	@echo "==> build/docs/index.html"
+
+dashboard-shot: $(VENV)/.stamp-test ## pictures of dashboard and status page with pools at work, into docs/images/
+	@.ci/venv packages tests/system-packages.txt
+	@.ci/venv node $(VENV) grafana/picture
+	@$(VENV)/bin/python grafana/picture/draw.py $(ARGS)
 
 clean: ## remove everything that these commands made
 	@rm -rf $(VENV) $(BENCH) build dist htmlcov demo-output *.egg-info .coverage .coverage.* .mypy_cache .ruff_cache \

@@ -8,6 +8,7 @@ dialog.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -150,6 +151,7 @@ class Board:
     ) -> None:
         """Lines over time. ``leads``: a click on a line, which has the label ``pool``, leads to that pool."""
         panel = self._add("timeseries", title, text, (width, 8), queries)
+        many = any(re.search(r"by \((state|outcome|reason|kind)\)", query) for query, _ in queries)
         overrides = [
             {
                 "matcher": {"id": "byName", "options": name},
@@ -192,9 +194,11 @@ class Board:
         panel["options"] = {
             "legend": {
                 "displayMode": "table",
-                "placement": "bottom",
+                # Many lines, of which most are at 0: beside the plot, the highest first.
+                "placement": "right" if many else "bottom",
                 "showLegend": True,
                 "calcs": ["lastNotNull", "max"],
+                **({"sortBy": "Max", "sortDesc": True} if many else {}),
             },
             "tooltip": {"mode": "multi", "sort": "desc"},
         }
@@ -424,13 +428,14 @@ def overview() -> dict[str, Any]:
         quantiles("rtpool_session_duration_seconds", 0.5, 0.95),
     )
     b.lines(
-        "Sessions per connection",
-        "How often a connection is used before it is replaced. 1: the pool only opens ahead of time.",
-        "short",
+        "Reuse",
+        "Share of the sessions on a connection that was used before: 90 % with ten sessions on each, "
+        "0 % if the pool only opens ahead of time.",
+        "percentunit",
         [
             (
-                f"sum by (pool) ({rate('rtpool_sessions_total')}) "
-                f"/ (sum by (pool) ({rate('rtpool_connections_opened_total')}) > 0)",
+                f"clamp_min(1 - sum by (pool) ({rate('rtpool_connections_opened_total')}) "
+                f"/ (sum by (pool) ({rate('rtpool_sessions_total')}) > 0), 0)",
                 "{{pool}}",
             )
         ],

@@ -15,7 +15,10 @@ import rtpool_sync
 from rtpool_sync.emulator import RealtimeServer
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "grafana/README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 #: A block runs when this stands on the line before it; all such blocks of a document are one program.
 RUN = "<!-- run -->"
 SETTINGS = ("OPENAI_", "WEBSOCKET_", "RTPOOL_", "REALTIME_")
@@ -125,7 +128,7 @@ def test_the_reference_names_everything_public() -> None:
 
 
 def test_the_readme_names_commands_that_exist() -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    shown = set(re.findall(r"\bmake ([a-z]+)\b", (ROOT / "README.md").read_text(encoding="utf-8")))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    shown = set(re.findall(r"\bmake ([a-z-]+)\b", (ROOT / "README.md").read_text(encoding="utf-8")))
     assert {"demo", "test"} <= shown
     assert shown <= targets

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import re
+import shlex
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -174,6 +176,22 @@ def test_every_alert_is_tested_both_ways_and_explained() -> None:
         assert all(f"**{part}.**" in section for part in ("Symptom", "Meaning", "Look at", "Cure")), alert
         assert all(f"{number}. " in section for number in (1, 2, 3)), alert
         assert f"runbook_url: docs/runbook.md#{alert.lower()}" in (RULES / "alerts.yml").read_text()
+
+
+def test_the_runbook_can_be_linked_where_it_is_published(tmp_path: Path) -> None:
+    commands = re.findall(
+        r"^ *sed -i ('s\|.*') alerts.yml$", (GRAFANA / "README.md").read_text(), re.MULTILINE
+    )
+    assert len(commands) == 2
+    for command in commands:
+        shutil.copy(RULES / "alerts.yml", tmp_path)
+        subprocess.run(["sed", "-i", *shlex.split(command), "alerts.yml"], cwd=tmp_path, check=True)
+        alerts = yaml.safe_load((tmp_path / "alerts.yml").read_text())["groups"][0]["rules"]
+        for alert in alerts:
+            address, _, anchor = alert["annotations"]["runbook_url"].partition("#")
+            assert re.fullmatch(r"https://\S+/runbook\.(md|html)", address)
+            assert anchor == alert["alert"].lower()
+        subprocess.run([tool("promtool"), "check", "rules", "alerts.yml"], cwd=tmp_path, check=True)
 
 
 def test_rules_and_alerts_name_what_there_is() -> None:
