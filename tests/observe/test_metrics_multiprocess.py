@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 from rtpool_sync.emulator import RealtimeServer
+from rtpool_sync.metrics import FAMILIES
 
 RunProgram = Callable[..., str]
 
@@ -75,6 +79,95 @@ kinds = lambda source: {f.name: (f.type, f.documentation != "") for f in source.
 assert kinds(collector) == kinds(scrape())
 """
     )
+
+
+def test_every_series_is_there_from_the_start(multiprocess: RunProgram) -> None:
+    """As with one process: an alert on the first failure of a kind must see it."""
+    multiprocess(
+        """
+with pool() as p:  # it starts, and opens nothing
+    one = {
+        (s.name, tuple(sorted(s.labels.items()))) for family in scrape().collect() for s in family.samples
+    }
+    collector = metrics._Collector()
+    collector.track(p, p._ledger)
+    other = {
+        (s.name, tuple(sorted(s.labels.items()))) for family in collector.collect() for s in family.samples
+    }
+assert one == other, one ^ other
+for family in metrics.FAMILIES:
+    if family.kind == "counter":
+        values = family.read(p.stats())
+        assert values, family.name
+        for label in values:
+            found = value(family.name[7:] + "_total", **({family.label: label} if label else {}))
+            assert found == 0, (family.name, label, found)
+"""
+    )
+
+
+def test_pools_of_one_name_are_added_up_and_what_they_counted_stays(multiprocess: RunProgram) -> None:
+    multiprocess(
+        """
+import gc
+one, other, third = pool(max_connections=3), pool(), pool(name="third")
+for p in (one, one, other):
+    with p.connection(): pass
+third.open()
+metrics.publish()
+assert value("checkouts_total", outcome="ok") == 3
+assert value("checkout_wait_seconds_count") == 3
+assert value("max_connections") == 13
+assert value("checkouts_total", "third", outcome="ok") == 0
+assert value("max_connections", "third") == 10
+one.close()
+assert value("max_connections") == 10
+del one
+gc.collect()
+with other.connection(): pass
+metrics.publish()
+assert value("checkouts_total", outcome="ok") == 4
+other.close()
+third.close()
+assert value("max_connections") == 0
+other.open()
+with other.connection(): pass
+other.close()
+assert value("checkouts_total", outcome="ok") == 5
+assert value("connections_closed_total", reason="shutdown") == 3
+"""
+    )
+
+
+def test_the_page_pleases_promtool_and_openmetrics(multiprocess: RunProgram) -> None:
+    promtool = shutil.which("promtool")
+    assert promtool, "the system package prometheus is missing: make test installs it"
+    pages = multiprocess(
+        """
+from wsgiref.util import setup_testing_defaults
+from rtpool_sync.web import monitoring_app
+p = pool()
+with p.connection() as conn: conn.send("x"), conn.recv()
+for accept in ("", "application/openmetrics-text; version=1.0.0"):
+    environ = dict(PATH_INFO="/metrics", HTTP_ACCEPT=accept)
+    setup_testing_defaults(environ)
+    told = []
+    text = b"".join(monitoring_app(p)(environ, lambda status, headers: told.extend((status, dict(headers)))))
+    print(told[1]["Content-Type"], text.decode(), sep="\\n", end="\\0")
+p.close()
+"""
+    )
+    (text_type, _, text), (open_type, _, openmetrics) = (
+        page.partition("\n") for page in pages.split("\0")[:2]
+    )
+    assert text_type.startswith("text/plain; version=0.0.4")
+    done = subprocess.run([promtool, "check", "metrics"], input=text, capture_output=True, text=True)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    assert open_type.startswith("application/openmetrics-text; version=1.0.0")
+    families = {family.name: family for family in text_string_to_metric_families(openmetrics)}
+    assert {family.name: family.kind for family in FAMILIES}.items() <= {
+        name: family.type for name, family in families.items()
+    }.items()
 
 
 def test_workers_add_up(multiprocess: RunProgram) -> None:

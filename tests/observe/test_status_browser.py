@@ -105,6 +105,42 @@ def test_the_page_is_drawn_and_refreshed_in_place(
     assert browser.value(rows) > 0
 
 
+@pytest.mark.timeout(120)
+def test_the_policy_holds_and_nothing_needs_a_script(
+    browser: Browser, web: WSGIServer, pool: RealtimePool, eventually: Eventually
+) -> None:
+    rows = "document.querySelectorAll('.connections tbody tr').length"
+    with pool.connection(timeout=10):
+        # Without JavaScript: all of it is there, and it is loaded again every few seconds.
+        browser.call("Emulation.setScriptExecutionDisabled", value=True)
+        browser.call("Page.navigate", url=f"http://127.0.0.1:{web.server_port}/")
+        document = "document.querySelector('.legend')?.textContent"
+        eventually(lambda: "1 in use" in (browser.value(document) or ""))
+        assert browser.value(rows) == 1
+        assert browser.value("getComputedStyle(document.querySelector('rect.in_use')).fill") != "rgb(0, 0, 0)"
+        assert browser.value("getComputedStyle(document.querySelector('#trouble')).display") == "none"
+    eventually(lambda: "1 idle" in (browser.value(document) or ""))
+
+    # With it, the browser refuses whatever might have got into the page.
+    browser.call("Emulation.setScriptExecutionDisabled", value=False)
+    browser.call("Page.navigate", url=f"http://127.0.0.1:{web.server_port}/")
+    eventually(lambda: browser.value("document.readyState") == "complete")
+    browser.value("""
+        const script = document.createElement('script');
+        script.textContent = 'window.injected = true';
+        const image = document.createElement('img');
+        image.src = 'http://127.0.0.1:9/stolen.png';
+        const style = document.createElement('div');
+        style.setAttribute('style', 'position: fixed');
+        document.body.append(script, image, style);
+    """)
+    assert browser.value("window.injected") is None
+    assert browser.value("getComputedStyle(document.body.lastChild).position") == "static"
+    for directive in ("script-src", "img-src", "style-src"):
+        # They come in with the answers to other questions.
+        eventually(lambda d=directive: browser.value("1") and any(d in c for c in browser.complaints))
+
+
 class Gone(Quiet):
     def handle(self) -> None:
         pass

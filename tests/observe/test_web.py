@@ -179,6 +179,33 @@ def test_several_pools(app: Any, pool: RealtimePool, server: RealtimeServer) -> 
         assert [p["status"] for p in response.json["pools"]] == ["healthy", "unhealthy"]
 
 
+def test_two_pools_of_one_name_and_one_that_is_reopened(server: RealtimeServer) -> None:
+    registry = CollectorRegistry()
+    options = {"url": server.echo_url, "protocol": "plain", "name": "twin", "registry": registry}
+    with RealtimePool(**options) as one, RealtimePool(**options) as other:
+        app = monitoring_app(one, other)
+        for pool in (one, one, other):
+            with pool.connection(timeout=10):
+                pass
+        document = ask(app, "/stats").json
+        assert [(p["name"], p["total_sessions_handled"]) for p in document["pools"]] == [
+            ("twin", 2),
+            ("twin", 1),
+        ]
+        assert document["total_sessions_handled"] == 3
+        assert 'rtpool_sessions_total{pool="twin"} 3.0' in ask(app, "/metrics").body.decode()
+        one.close()
+        assert ask(app, "/health").status == 503
+        assert ask(app, "/").status == 200
+        assert 'rtpool_max_connections{pool="twin"} 10.0' in ask(app, "/metrics").body.decode()
+        one.open()
+        with one.connection(timeout=10):
+            assert ask(app, "/health").status == 200
+            text = ask(app, "/metrics").body.decode()
+        assert 'rtpool_sessions_total{pool="twin"} 4.0' in text
+        assert 'rtpool_max_connections{pool="twin"} 20.0' in text
+
+
 def test_metrics(app: Any, pool: RealtimePool) -> None:
     response = ask(app, "/metrics")
     assert response.status == 200
