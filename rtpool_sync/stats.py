@@ -266,7 +266,7 @@ class HealthReport:
             message = f"{live - stats.healthy_connections} of {live} connections show no sign of life"
         elif stats.waiting and stats.active_sessions >= stats.max_connections:
             status = "degraded"
-            message = f"all {stats.max_connections} connections are in use, {stats.waiting} callers wait"
+            message = f"all {stats.max_connections} connections are in use, callers waiting: {stats.waiting}"
         else:
             status, message = "healthy", "the pool works"
         return cls(status, message, stats.healthy_connections, stats.total_connections, stats.max_connections)

@@ -53,6 +53,10 @@ class Prometheus:
         except OSError:
             return False
 
+    def alarmed(self) -> set[str]:
+        """The alerts whose condition holds: they fire if it goes on to hold."""
+        return {rule["name"] for rule in self.rules() if rule.get("state") in ("pending", "firing")}
+
     def rules(self) -> list[Any]:
         return [rule for group in self._get("rules")["groups"] for rule in group["rules"]]
 

@@ -105,6 +105,29 @@ def test_a_callback_gets_every_event_in_a_thread_of_its_own(
         pool.on_event("not a function")  # type: ignore[arg-type]
 
 
+def test_who_leaves_leaves_the_others(server: RealtimeServer, eventually: Eventually) -> None:
+    stays: list[str] = []
+    gate, called = threading.Event(), threading.Event()
+    leaves: list[str] = []
+
+    def slow(event: PoolEvent) -> None:
+        leaves.append(event.kind)
+        called.set()
+        gate.wait(20)
+
+    pool = plain(server)
+    pool.on_event(lambda event: stays.append(event.kind))
+    end = pool.on_event(slow)
+    with pool, pool.connection(timeout=10):
+        assert called.wait(20)
+    end()  # the end of the connection is waiting for it: it is not told of that any more
+    gate.set()
+    with pool, pool.connection(timeout=10):
+        pass
+    eventually(lambda: stays == ["opened", "closed"] * 2)
+    assert leaves == ["opened"]
+
+
 def test_callbacks_that_raise_or_block_harm_nothing(
     server: RealtimeServer, eventually: Eventually, caplog: pytest.LogCaptureFixture
 ) -> None:

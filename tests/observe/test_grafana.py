@@ -144,6 +144,14 @@ def test_boards_keep_the_conventions(board: dict[str, Any]) -> None:
         taken |= cells
 
 
+def test_the_picture_can_be_drawn() -> None:
+    """Grafana publishes the components of some panels only: see grafana/picture/page.jsx."""
+    kinds = re.search(r"const KINDS = \{(.*?)\}", (GRAFANA / "picture" / "page.jsx").read_text())
+    assert kinds is not None
+    overview = next(board for board in BOARDS if board["uid"] == "rtpool-overview")
+    assert {panel["type"] for panel in overview["panels"]} - {"row"} <= set(re.findall(r"(\w+):", kinds[1]))
+
+
 def test_every_metric_is_on_a_board() -> None:
     shown = set(re.findall(r"\brtpool_\w+", " ".join(QUERIES)))
     missing = {f.name for f in FAMILIES if not any(name.startswith(f.name) for name in shown)}

@@ -143,6 +143,7 @@ def test_every_query_and_rule_agrees_with_the_application(
             crowd = Callers(port, 10, seconds=0.2)
             try:
                 eventually(lambda: crowd.counted()[503] > 5 and crowd.counted()[200] > 20)
+                eventually(lambda: {"RtpoolSaturated", "RtpoolCheckoutsFailing"} <= prometheus.alarmed())
             finally:
                 counted = crowd.stop()
             # One caller again, so that connections are idle long enough to be pinged.

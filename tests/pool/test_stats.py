@@ -213,7 +213,7 @@ def snapshot(**changes: Any) -> PoolStats:
             False,
             0,
             "degraded",
-            "all 4 connections are in use, 2 callers wait",
+            "all 4 connections are in use, callers waiting: 2",
         ),
         ({"active_sessions": 4, "healthy_connections": 4}, False, 0, "healthy", "works"),
         ({"waiting": 2}, False, 0, "healthy", "works"),
