@@ -180,7 +180,10 @@ def _metrics(pools: list[RealtimePool], environ: WSGIEnvironment) -> Answer:
     else:
         found = metrics.registries(pools)
         source = found[0] if len(found) == 1 else _Union(found)
-    encode, content_type = choose_encoder(environ.get("HTTP_ACCEPT", ""))
+    try:
+        encode, content_type = choose_encoder(environ.get("HTTP_ACCEPT", ""))
+    except (TypeError, ValueError):  # a version that is no number is compared with numbers
+        encode, content_type = choose_encoder("")
     return Answer("200 OK", content_type, encode(source), (("Vary", "Accept"),))
 
 

@@ -222,6 +222,37 @@ def test_metrics_in_openmetrics_if_asked_for(app: Any) -> None:
     assert "rtpool_checkouts" in {family.name for family in parse_openmetrics(response.body.decode())}
 
 
+@pytest.mark.parametrize(
+    ("accept", "kind"),
+    [
+        ("", "text/plain"),
+        ("*/*", "text/plain"),
+        ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", "text/plain"),
+        # Prometheus 2, then 3:
+        (
+            "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
+            "text/plain;version=0.0.4;q=0.5,*/*;q=0.1",
+            "application/openmetrics-text",
+        ),
+        (
+            "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,"
+            "application/openmetrics-text;version=0.0.1;q=0.4,"
+            "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,text/plain;version=0.0.4;q=0.2,*/*;q=0.1",
+            "application/openmetrics-text",
+        ),
+        # Nonsense is no fault of ours:
+        ("application/openmetrics-text;version=new", ""),
+        (";;;,,,=", "text/plain"),
+    ],
+)
+def test_the_format_is_what_was_asked_for(app: Any, accept: str, kind: str) -> None:
+    response = ask(app, "/metrics", accept=accept)
+    assert response.status == 200
+    assert response.headers["Content-Type"].startswith(kind)
+    read = parse_openmetrics if "openmetrics" in response.headers["Content-Type"] else parse
+    assert "rtpool_checkouts" in {family.name for family in read(response.body.decode())}
+
+
 def test_metrics_show_what_else_is_in_the_registry_and_pools_not_yet_started(server: RealtimeServer) -> None:
     registry = CollectorRegistry()
     Counter("orders", "The application's own.", registry=registry).inc()
