@@ -262,6 +262,23 @@ def test_metrics_show_what_else_is_in_the_registry_and_pools_not_yet_started(ser
     assert 'rtpool_checkouts_total{outcome="timeout",pool="default"} 0.0' in text
 
 
+def test_a_pool_that_is_not_exported_is_shown_but_for_its_metrics(
+    app: Any, pool: RealtimePool, server: RealtimeServer
+) -> None:
+    with RealtimePool(url=server.echo_url, protocol="plain", name="private", registry=False) as private:
+        with private.connection(timeout=10), pool.connection(timeout=10):
+            for both in (monitoring_app(private, pool), monitoring_app(pool, private)):
+                response = ask(both, "/metrics")
+                assert response.status == 200
+                assert b'rtpool_sessions_total{pool="default"} 1.0' in response.body
+                assert b"private" not in response.body
+            alone = monitoring_app(private)
+            response = ask(alone, "/metrics")  # what else the process has to show
+            assert (response.status, b"private" in response.body) == (200, False)
+            assert ask(alone, "/stats").json["active_sessions"] == 1
+            assert b"private" in ask(alone, "/").body
+
+
 @pytest.mark.parametrize(
     "path", ["/", "/health", "/stats", "/config", "/metrics", "/status.js", "/status.css"]
 )
