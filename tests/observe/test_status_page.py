@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from rtpool_sync import PoolTimeout, RealtimePool
+from rtpool_sync import PoolTimeout, RealtimePool, status
 from rtpool_sync.emulator import RealtimeServer
 from rtpool_sync.status import ROWS, SCRIPT, STYLE, render
 from rtpool_sync.web import POLICY
@@ -63,6 +63,45 @@ def test_everything_is_in_the_page_itself(server: RealtimeServer) -> None:
     assert [row[0] for row in page.rows[1:4]] == ["checkout wait", "reset", "connect"]
     events = [row for row in page.rows if len(row) == 5 and row[1] == "opened"]
     assert [row[2] for row in events] == ["2", "1"]  # the newest first
+
+
+def test_the_parts_of_the_bar_stand_side_by_side(server: RealtimeServer) -> None:
+    with plain(server, max_connections=8) as pool:
+        held = [pool.acquire(timeout=10) for _ in range(3)]
+        pool.release(held.pop())
+        source = render([pool])
+        for conn in held:
+            pool.release(conn)
+    rects = [attributes for tag, attributes in Page(source).tags if tag == "rect"]
+    assert [(r["class"], r["x"], r["width"]) for r in rects] == [("in_use", "0", "2"), ("idle", "2", "1")]
+    legend = re.findall(r'<li class="(\w+)"><b>(\d+)</b>', source)
+    assert dict(legend) == {
+        "in_use": "2",
+        "idle": "1",
+        "connecting": "0",
+        "resetting": "0",
+        "closing": "0",
+        "free": "5",
+    }
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (None, "–"),
+        (0.0, "0 s"),
+        (0.00005, "0.05 ms"),
+        (0.0123, "12.3 ms"),
+        (1.0, "1.0 s"),
+        (59.9, "59.9 s"),
+        (60.0, "1 min 00 s"),
+        (125.0, "2 min 05 s"),
+        (3600.0, "1 h 00 min"),
+        (7505.0, "2 h 05 min"),
+    ],
+)
+def test_times_are_for_people(seconds: float | None, text: str) -> None:
+    assert status._seconds(seconds) == text
 
 
 def test_texts_from_outside_are_escaped_and_short(server: RealtimeServer) -> None:
