@@ -415,17 +415,23 @@ def _guard() -> threading.RLock:
 
 
 def _before_fork() -> None:
-    _lock.acquire()
+    _guard().acquire()
 
 
-def _after_fork() -> None:
-    global _lock_pid
-    _lock_pid = os.getpid()
+def _after_fork_in_parent() -> None:
     _lock.release()
 
 
+def _after_fork_in_child() -> None:
+    # A new one, not released: with py-call-osafterfork, uWSGI runs this hook and not the first.
+    global _lock, _lock_pid
+    _lock, _lock_pid = threading.RLock(), os.getpid()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+    )
 
 
 def is_multiprocess() -> bool:
