@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from server_process import clean_environment
 
 from rtpool_sync.emulator import RealtimeServer
 
-ROOT = Path(__file__).parent.parent.parent
 RunProgram = Callable[..., str]
-
-
-def clean_environment(**more: str) -> dict[str, str]:
-    """The environment without settings. Without coverage, too: its tracer knows no greenlets."""
-    foreign = ("OPENAI_", "WEBSOCKET_", "RTPOOL_", "REALTIME_", "PROMETHEUS_", "COVERAGE_", "COV_")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
-    return {**kept, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **more}
 
 
 @pytest.fixture

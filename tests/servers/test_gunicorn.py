@@ -1,0 +1,133 @@
+"""gunicorn: restarts under load, conversations when it stops, workers that hang."""
+
+from __future__ import annotations
+
+import collections
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from server_process import Asking, Load, ServerProcess, eventually
+from serving import GRACEFUL, MAX_CONNECTIONS, WORKERS, gunicorn, settings
+
+from rtpool_sync.emulator import RealtimeServer
+
+SYNC = ("--worker-class", "sync")
+GTHREAD = ("--worker-class", "gthread", "--threads", "8")
+GEVENT = ("--worker-class", "gevent")
+CLASSES = pytest.mark.parametrize("options", [SYNC, GTHREAD, GEVENT], ids=["sync", "gthread", "gevent"])
+MANY = pytest.mark.parametrize("options", [GTHREAD, GEVENT], ids=["gthread", "gevent"])
+
+POLITE = {(1000, "client"), (1001, "client")}
+
+
+def ends(emulator: RealtimeServer) -> set[tuple[int, str]]:
+    return {(end.code, end.by) for end in emulator.closed}
+
+
+@CLASSES
+def test_restarts_under_load(options: tuple[str, ...], emulator: RealtimeServer, tmp_path: Path) -> None:
+    """HUP: new workers, then the old ones end. No request fails, and no socket is left."""
+    with gunicorn(tmp_path, settings(emulator, "plain"), *options) as process:
+        load = Load(process)
+        for restarts in (1, 2):
+            eventually(lambda n=restarts: len(load.pids) >= n * WORKERS)
+            process.signal(signal.SIGHUP)
+        eventually(lambda: len(load.pids) >= 3 * WORKERS)
+        load.stop()
+        assert load.failures == []
+        # Those of the two generations before are gone.
+        eventually(lambda: emulator.open <= WORKERS * MAX_CONNECTIONS)
+        eventually(lambda: len(workers(process)) == WORKERS)
+        assert emulator.max_sockets <= 2 * WORKERS * MAX_CONNECTIONS
+        process.signal(signal.SIGTERM)
+        assert process.wait(GRACEFUL) == 0
+    eventually(lambda: emulator.open == 0)
+    assert len(emulator.closed) == emulator.opened_total
+    assert ends(emulator) <= POLITE
+
+
+def workers(process: ServerProcess) -> set[int]:
+    """The processes that the server has forked."""
+    pid = process.process.pid
+    return {int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()}
+
+
+@MANY
+def test_conversations_are_closed_before_the_worker_is_killed(
+    options: tuple[str, ...], emulator: RealtimeServer, tmp_path: Path
+) -> None:
+    """At SIGTERM idle connections are closed, those in use when their time is up: with a close frame."""
+    graceful = ("--graceful-timeout", "4")
+    with gunicorn(tmp_path, settings(emulator, "plain"), *options, *graceful, workers=1) as process:
+        talking = [Asking(process, "/listen", seconds=60) for _ in range(3)]
+        eventually(lambda: sum(c.frames_out for c in emulator.connections) == 3)
+        process.ask("/echo")
+        eventually(lambda: emulator.open == 4)
+        began = time.monotonic()
+        process.signal(signal.SIGTERM)
+        eventually(lambda: emulator.open == 3)
+        assert time.monotonic() - began < 2
+        for asking in talking:
+            answer = asking.answer()
+            assert answer["error"] == "ConnectionLost"
+            assert "closed" in answer["text"]
+        assert 2.9 < time.monotonic() - began < 4
+        assert process.wait(2) == 0
+        assert "still in use are closed: 3 (graceful_timeout=4)" in process.log.read_text()
+    eventually(lambda: emulator.open == 0)
+    assert len(emulator.closed) == 4
+    assert ends(emulator) <= POLITE
+
+
+@MANY
+def test_conversations_can_say_goodbye(
+    options: tuple[str, ...], emulator: RealtimeServer, tmp_path: Path
+) -> None:
+    hooks = "from rtpool_sync.contrib.gunicorn import child_exit, post_worker_init\n"
+    environment = settings(emulator, "realtime")
+    with gunicorn(tmp_path, environment, *options, conf=hooks, workers=1) as process:
+        talking = [Asking(process, "/patient") for _ in range(4)]
+        eventually(lambda: sum(len(c.items) for c in emulator.connections) == 4)
+        began = time.monotonic()
+        process.signal(signal.SIGTERM)
+        assert [asking.answer()["last"] for asking in talking] == ["goodbye"] * 4
+        assert process.wait(5) == 0
+        assert time.monotonic() - began < 5
+    eventually(lambda: emulator.open == 0)
+    assert ends(emulator) <= POLITE
+
+
+@CLASSES
+def test_a_worker_that_hangs_is_replaced(
+    options: tuple[str, ...], emulator: RealtimeServer, tmp_path: Path
+) -> None:
+    """In mid-request: its client is told, its sockets are closed, and the capacity is what it was."""
+    with gunicorn(tmp_path, settings(emulator, "plain"), *options, "--timeout", "3") as process:
+        Load(process, requests=40).join()
+        frames = sum(c.frames_out for c in emulator.connections)
+        lost = Asking(process, "/listen", seconds=60)
+        eventually(lambda: sum(c.frames_out for c in emulator.connections) > frames)
+        before = workers(process)
+        if options is not SYNC:  # a sync worker hangs while it serves; the others have to be stopped
+            for pid in before:
+                os.kill(pid, signal.SIGSTOP)
+        with pytest.raises((ConnectionError, AssertionError)) as failure:
+            lost.answer()
+        assert isinstance(failure.value, ConnectionError) or "Internal Server Error" in str(failure.value)
+        replaced = WORKERS if options is not SYNC else 1
+        eventually(lambda: len(workers(process)) == WORKERS and len(workers(process) - before) == replaced)
+        load = Load(process, requests=200).join()
+        assert load.failures == []
+        assert emulator.open <= WORKERS * MAX_CONNECTIONS
+        assert emulator.max_sockets <= 2 * WORKERS * MAX_CONNECTIONS
+        process.signal(signal.SIGTERM)
+        assert process.wait(GRACEFUL) == 0
+    eventually(lambda: emulator.open == 0)
+    found = collections.Counter((end.code, end.by) for end in emulator.closed)
+    if options is SYNC:  # it is told by a signal, raises SystemExit in the handler, and exits
+        assert set(found) <= POLITE
+    else:
+        assert set(found) <= {*POLITE, (1006, "network")}
