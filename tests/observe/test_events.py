@@ -11,7 +11,7 @@ import pytest
 
 from rtpool_sync import PoolClosed, PoolTimeout, RealtimePool
 from rtpool_sync.emulator import Faults, RealtimeServer
-from rtpool_sync.events import EVENT_KINDS, KEPT, QUIET, Events, PoolEvent
+from rtpool_sync.events import BACKLOG, EVENT_KINDS, KEPT, QUIET, Events, PoolEvent
 
 Eventually = Callable[[Callable[[], object]], None]
 
@@ -150,6 +150,26 @@ def test_callbacks_that_raise_or_block_harm_nothing(
     gate.set()
     assert [record.levelname for record in caplog.records] == ["WARNING"]  # once a minute
     assert "callback failed" in caplog.text
+
+
+def test_a_callback_that_blocks_misses_the_oldest(eventually: Eventually) -> None:
+    events = Events("p")
+    gate, called = threading.Event(), threading.Event()
+    seen: list[int | None] = []
+
+    def slow(event: PoolEvent) -> None:
+        called.set()
+        gate.wait(20)
+        seen.append(event.connection)
+
+    events.subscribe(slow)
+    events.emit("opened", connection=-1)
+    assert called.wait(20)
+    for number in range(BACKLOG + 5):
+        events.emit("opened", connection=number)
+    gate.set()
+    eventually(lambda: len(seen) == BACKLOG + 1)
+    assert seen == [-1, *range(5, BACKLOG + 5)]
 
 
 def test_a_callback_may_use_the_pool(server: RealtimeServer, eventually: Eventually) -> None:

@@ -16,7 +16,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, generate_lat
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
-from rtpool_sync import PoolClosed, PoolTimeout, RealtimePool, __version__, observers
+from rtpool_sync import PoolClosed, PoolTimeout, RealtimePool, __version__, metrics, observers
 from rtpool_sync.emulator import RealtimeServer
 from rtpool_sync.errors import CONNECT_ERROR_KINDS
 from rtpool_sync.metrics import FAMILIES, export
@@ -222,6 +222,7 @@ def test_counters_outlive_their_pool(server: RealtimeServer, eventually: Eventua
         assert value(registry, "checkouts_total", outcome="ok") == count
         assert value(registry, "connections_closed_total", reason="shutdown") == count
         assert value(registry, "connections", state="idle") == 0.0
+        assert not metrics._collectors[registry]._entries  # their sums are kept, not they
 
 
 def test_a_checkout_undone_does_not_count_down(server: RealtimeServer) -> None:

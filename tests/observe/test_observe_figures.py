@@ -18,6 +18,10 @@ def test_quantiles_are_estimated_as_prometheus_does() -> None:
     assert times.quantile(0.5) == 1.5
     assert times.quantile(0.75) == 2.0
     assert times.quantile(1.0) == 4.0
+    gap = Histogram((1.0, 2.0, 4.0))
+    for value in (0.5, 3.0):
+        gap.observe(value)
+    assert gap.quantile(0.5) == 1.0  # the end of the bucket that is enough, not the beginning of the next
     times.observe(100.0)
     assert times.quantile(1.0) == 4.0  # nothing is known above the last bound
 

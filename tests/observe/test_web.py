@@ -379,7 +379,7 @@ print(json.loads(ask("/health"))["status"])
 
 
 def test_a_fault_of_ours_is_a_500_that_tells_nothing(
-    app: Any, pool: RealtimePool, monkeypatch: pytest.MonkeyPatch
+    app: Any, pool: RealtimePool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail() -> None:
         raise RuntimeError("internals")
@@ -388,6 +388,8 @@ def test_a_fault_of_ours_is_a_500_that_tells_nothing(
     response = ask(app, "/health")
     assert response.status == 500
     assert b"internals" not in response.body
+    assert "failed at /health" in caplog.text  # but the log does
+    assert "internals" in caplog.text
 
 
 def test_what_is_no_pool_is_refused_at_once() -> None:
