@@ -255,6 +255,8 @@ class Reaper:
     def _watch(self, member: PooledConnection, now: float) -> None:
         self._loop.watch(member)
         self._loop.at(member, now)  # its times have changed while it was out
+        if member.transport is not None:
+            member.transport.rest()
 
     def _look_in_use(self, now: float) -> None:
         with self._ledger.lock:

@@ -28,7 +28,8 @@ __all__ = ["Stream", "UpgradeRefused"]
 
 MAX_HEAD = 32 * 1024  # bytes of an HTTP answer's head; real ones have 1 to 2 KiB
 MAX_BODY = 4 * 1024  # bytes kept of the body that explains a refusal
-SCRATCH = 256 * 1024
+SCRATCH = 64 * 1024
+RECORD = 16384  # bytes that TLS encrypts at a time, at most
 LONGEST_WAIT = 1e6  # seconds; poll(2) takes no more than 24 days at once, and no infinity
 
 #: What websocket-client checks in the answer. Nothing else is passed on to it,
@@ -179,8 +180,11 @@ class Stream:
 
     # -- reading
 
-    def fill(self, view: memoryview, end: float | None) -> int:
-        """Read what has arrived into ``view``, waiting for the first byte; return how much, 0 at the end."""
+    def fill(self, view: memoryview, end: float | None, want: int = RECORD) -> int:
+        """Read what has arrived into ``view``, waiting for the first byte; return how much, 0 at the end.
+
+        More than ``want`` bytes are not sought, though they may come.
+        """
         if self._ahead:
             size = min(len(view), len(self._ahead))
             view[:size] = self._ahead[:size]
@@ -189,18 +193,29 @@ class Stream:
         tls = self.tls
         if tls is None:
             return self._receive(view, end)
+        incoming = self._incoming
         while True:
             # Asking OpenSSL when there is nothing for it costs an exception.
-            if self._more or self._incoming.pending or self._incoming.eof:
+            if self._more or incoming.pending or incoming.eof:
+                size, room = 0, len(view)
                 try:
                     with self._tls_lock:
-                        size = cast(int, tls.read(len(view), view))  # with a buffer, it returns the size
-                        self._more = size == len(view) and tls.pending() > 0
+                        size = got = cast(int, tls.read(room, view))  # with a buffer, it returns the size
+                        while got and size < want and size < room and incoming.pending:
+                            # A record at a time, as OpenSSL gives them: small ones come in crowds.
+                            got = cast(int, tls.read(room - size, view[size:]))
+                            size += got
+                        self._more = not got or (size == room and tls.pending() > 0)
                     return size
-                except ssl.SSLWantReadError:
+                except ssl.SSLError as error:
+                    if size:  # the end, or what is wrong, is told at the next call
+                        self._more = not isinstance(error, ssl.SSLWantReadError)
+                        return size
+                    if isinstance(error, (ssl.SSLZeroReturnError, ssl.SSLEOFError)):
+                        return 0
+                    if not isinstance(error, ssl.SSLWantReadError):
+                        raise
                     self._more = False
-                except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
-                    return 0
             self._read_ciphertext(end)
 
     def _receive(self, view: memoryview, end: float | None) -> int:

@@ -28,11 +28,12 @@ import websocket
 
 from ..errors import ConnectionLost, ConnectionReturned, MessageTooBig, RecvTimeout, redact
 from .frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT, build_frame, close_payload
-from .stream import Stream
+from .stream import RECORD, Stream
 
 __all__ = ["Transport"]
 
 BUFFER = 65536  # frames up to this size are parsed in place; also the read size
+FIRST_BUFFER = 4096  # enough for pings and short answers; the other comes when this one was full
 READ_AHEAD = 1 << 20  # bytes drain() keeps for a borrower that is not receiving
 OVERHEAD = 64  # bytes that keeping a message costs besides its length
 AT_ONCE = 2000  # control frames and fragments that one call takes which must not wait
@@ -84,6 +85,38 @@ class Transport(websocket.WebSocket):
     """
 
     sock: Stream | None  # type: ignore[assignment]
+
+    __slots__ = (  # faster than the dictionary that the library's own attributes are in, and a kilobyte less
+        "_aborted_at",
+        "_buffer",
+        "_close_code",
+        "_close_sent",
+        "_control",
+        "_end_reason",
+        "_inbox",
+        "_inbox_bytes",
+        "_large",
+        "_parts",
+        "_parts_opcode",
+        "_parts_size",
+        "_ping_due",
+        "_pings",
+        "_pong_waiters",
+        "_pos",
+        "_receivers",
+        "_stop",
+        "_view",
+        "_write_lock",
+        "bytes_received",
+        "bytes_sent",
+        "damaged",
+        "last_heard",
+        "max_size",
+        "messages_received",
+        "messages_sent",
+        "owner",
+        "rtt",
+    )
 
     def __init__(self, *args: Any, max_size: int = 1 << 24, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -236,9 +269,9 @@ class Transport(websocket.WebSocket):
         finally:
             self._receivers.pop()
 
-    def _fill(self, view: memoryview, end: float | None) -> int:
+    def _fill(self, view: memoryview, end: float | None, want: int = 0) -> int:
         try:
-            size = self.stream.fill(view, end)
+            size = self.stream.fill(view, end, max(want, RECORD))
         except BlockingIOError:
             raise
         except OSError as error:
@@ -255,16 +288,35 @@ class Transport(websocket.WebSocket):
     def _need(self, size: int, end: float | None) -> None:
         """Have ``size`` bytes in a row at ``_pos``; ``size`` is at most BUFFER."""
         while self._stop - self._pos < size:
-            if self._buffer is None:
-                self._buffer = bytearray(BUFFER)
-                self._view = memoryview(self._buffer)
-            if self._pos == self._stop:
+            room = len(self._view)
+            if room < size or self._stop == room < BUFFER:
+                self._make_room(BUFFER if room or size > FIRST_BUFFER else FIRST_BUFFER)
+            elif self._pos == self._stop:
                 self._pos = self._stop = 0
-            elif BUFFER - self._pos < size or BUFFER - self._stop < 512:
-                rest = self._buffer[self._pos : self._stop]
-                self._view[: len(rest)] = rest
-                self._pos, self._stop = 0, len(rest)
-            self._stop += self._fill(self._view[self._stop :], end)
+            elif room - self._pos < size or room - self._stop < 512:
+                self._make_room(room)
+            self._stop += self._fill(self._view[self._stop :], end, size - self._stop + self._pos)
+
+    def _make_room(self, size: int) -> None:
+        """Have what is unparsed at the front of a buffer of ``size`` bytes."""
+        rest = self._view[self._pos : self._stop].tobytes()
+        if len(self._view) != size:
+            self._buffer = bytearray(size)
+            self._view = memoryview(self._buffer)
+        self._view[: len(rest)] = rest
+        self._pos, self._stop = 0, len(rest)
+
+    def rest(self) -> None:
+        """Keep no buffer, as long as nothing is in it. Does nothing while somebody is receiving."""
+        if self._buffer is not None and self.readlock.acquire(False):
+            try:
+                self._drop_buffer()
+            finally:
+                self._stop_reading()
+
+    def _drop_buffer(self) -> None:
+        if self._pos == self._stop:
+            self._buffer, self._view, self._pos, self._stop = None, memoryview(b""), 0, 0
 
     def _frame(self, end: float | None) -> tuple[int, int, memoryview]:
         """Return first byte's opcode and FIN, and the payload: valid until the next read."""
@@ -272,9 +324,11 @@ class Transport(websocket.WebSocket):
             self._raise_ended()
         if self._large is not None:
             return self._large_frame(end)
-        if self._stop - self._pos < 2:
+        pos = self._pos
+        if self._stop - pos < 2:
             self._need(2, end)
-        buffer, pos = self._buffer, self._pos
+            pos = self._pos
+        buffer = self._buffer
         assert buffer is not None
         first, size, header = buffer[pos], buffer[pos + 1], 2
         if size > 125:
@@ -283,8 +337,12 @@ class Transport(websocket.WebSocket):
             header = 4 if size == 126 else 10
             if self._stop - pos < header:
                 self._need(header, end)
-                pos = self._pos
-            size = int.from_bytes(buffer[pos + 2 : pos + header], "big")
+                buffer, pos = self._buffer, self._pos
+                assert buffer is not None
+            if size == 126:
+                size = buffer[pos + 2] << 8 | buffer[pos + 3]
+            else:
+                size = int.from_bytes(buffer[pos + 2 : pos + 10], "big")
         if first != 0x81:  # anything but a whole text message
             opcode = first & 0x0F
             if first & 0x70 or 0x3 <= opcode <= 0x7 or opcode > PONG:
@@ -397,8 +455,7 @@ class Transport(websocket.WebSocket):
             while self._inbox_bytes < READ_AHEAD:
                 self._append(self._message(0, enough))
         except BlockingIOError:
-            if self._pos == self._stop:  # an idle connection keeps no buffer
-                self._buffer, self._view, self._pos, self._stop = None, memoryview(b""), 0, 0
+            self._drop_buffer()
         except ConnectionLost:
             return False
         except BaseException:

@@ -173,6 +173,81 @@ def test_several_records_in_one_read(make: Make) -> None:
     assert not stream.has_bytes()
 
 
+def queued(stream: Stream, size: int) -> None:
+    """Wait until the kernel holds ``size`` bytes."""
+    eventually(lambda: len(stream.sock.recv(65536, socket.MSG_PEEK)) >= size)
+
+
+def test_small_records_come_in_crowds(make: Make) -> None:
+    stream, peer = make(True)
+    peer.raw(b"first")
+    assert read(stream, 5) == b"first"
+    for i in range(250):
+        peer.raw(bytes([i]) * 100)
+    queued(stream, 250 * 122)
+    room = memoryview(bytearray(65536))
+    size = stream.fill(room, soon(), 300)
+    assert size == 300, "no more than what is wanted"
+    assert stream.has_bytes()
+    size += stream.fill(room[size:], 0)
+    assert 300 + 16384 <= size < 300 + 16384 + 100, "and as much as comes in one record without being asked"
+    size += stream.fill(room[size:], 0)
+    assert room[:size] == b"".join(bytes([i]) * 100 for i in range(250))
+    with pytest.raises(BlockingIOError):
+        stream.fill(room, 0)
+
+
+@pytest.mark.parametrize("room", [1, 99, 100, 101, 250])
+def test_a_crowd_that_does_not_fit(make: Make, room: int) -> None:
+    stream, peer = make(True)
+    peer.raw(b"first")
+    assert read(stream, 5) == b"first"
+    for i in range(5):
+        peer.raw(bytes([i]) * 100)
+    queued(stream, 5 * 122)
+    data, view = b"", memoryview(bytearray(room))
+    while len(data) < 500:
+        data += view[: stream.fill(view, 0)]
+    assert data == b"".join(bytes([i]) * 100 for i in range(5))
+    assert not stream.has_bytes()
+
+
+def test_what_came_before_the_end_is_read_before_it(make: Make) -> None:
+    """In one read of the kernel's: records, and the peer's close_notify behind them."""
+    stream, peer = make(True)
+    assert isinstance(peer.sock, ssl.SSLSocket)
+    peer.raw(b"first")
+    assert read(stream, 5) == b"first"  # and what TLS itself sends at the beginning
+    peer.raw(b"one")
+    peer.raw(b"two")
+    unwrapping = Background(peer.sock.unwrap)
+    queued(stream, 2 * 25 + 24)
+    room = memoryview(bytearray(100))
+    assert stream.fill(room, 0) == 6
+    assert room[:6] == b"onetwo"
+    assert stream.has_bytes(), "nothing is left in the kernel, which would tell"
+    assert stream.fill(room, soon()) == 0
+    stream.abort()
+    with contextlib.suppress(OSError):
+        unwrapping.result()
+
+
+def test_what_came_before_something_wrong_is_read_before_it(make: Make) -> None:
+    stream, peer = make(True)
+    peer.raw(b"first")
+    assert read(stream, 5) == b"first"
+    peer.raw(b"one")
+    with socket.socket(fileno=os.dup(peer.sock.fileno())) as raw:
+        raw.sendall(b"\x17\x03\x03\x00\x20" + bytes(32))
+    queued(stream, 25 + 37)
+    room = memoryview(bytearray(100))
+    assert stream.fill(room, 0) == 3
+    assert stream.has_bytes()
+    for _ in range(2):
+        with contextlib.suppress(ssl.SSLError):
+            assert stream.fill(room, soon()) == 0
+
+
 def test_a_record_that_comes_in_pieces(authority: Authority, make: Make) -> None:
     stream, peer = make(False)
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()

@@ -39,7 +39,7 @@ from transport_peers import (
 
 from rtpool_sync.errors import ConnectionLost, ConnectionReturned, MessageTooBig, RecvTimeout
 from rtpool_sync.transport import Transport
-from rtpool_sync.transport.websocket import BUFFER, MAX_QUEUED, READ_AHEAD
+from rtpool_sync.transport.websocket import BUFFER, FIRST_BUFFER, MAX_QUEUED, READ_AHEAD
 
 Pair = tuple[Transport, Peer]
 
@@ -689,11 +689,11 @@ def test_a_failed_sender_takes_nothing_from_the_receiver(link: Link) -> None:
     stream = transport.stream
     original, reached, go_on = stream.fill, threading.Event(), threading.Event()
 
-    def late_fill(view: memoryview, end: float | None) -> int:
+    def late_fill(*args: Any) -> int:
         if threading.current_thread() is waiting_thread[0]:
             reached.set()
             assert go_on.wait(5)
-        return original(view, end)
+        return original(*args)
 
     waiting_thread: list[threading.Thread] = []
 
@@ -1255,8 +1255,8 @@ def test_a_thread_that_stays_inside_keeps_the_descriptor_open(
     leave = threading.Event()
     fill, number = stream.fill, stream.fileno()
 
-    def slow_fill(view: memoryview, end: float | None) -> int:
-        size = fill(view, end)
+    def slow_fill(*args: Any) -> int:
+        size = fill(*args)
         assert leave.wait(5)
         return size
 
@@ -1268,6 +1268,74 @@ def test_a_thread_that_stays_inside_keeps_the_descriptor_open(
     leave.set()
     assert isinstance(waiting.error(), ConnectionLost)
     stream.close()
+
+
+def test_the_buffer_grows_when_it_is_full_and_goes_when_nothing_is_in_it(link: Link) -> None:
+    transport, peer = link()
+    assert transport._buffer is None
+    peer.send(TEXT, "short")
+    assert transport.recv(5) == "short"
+    assert len(transport._view) == FIRST_BUFFER
+    count = 2 * FIRST_BUFFER // 100
+    peer.raw(frame(TEXT, b"x" * 98) * count)
+    arrived(transport)
+    assert [transport.recv(5) for _ in range(count)] == ["x" * 98] * count
+    assert len(transport._view) == BUFFER, "more than the small one held came at once"
+    peer.raw(frame(TEXT, b"whole") + frame(TEXT, b"half a message")[:9])
+    assert transport.recv(5) == "whole"
+    transport.rest()
+    assert transport._buffer is not None, "something is in it"
+    peer.raw(frame(TEXT, b"half a message")[9:])
+    assert transport.recv(5) == "half a message"
+    transport.rest()
+    assert transport._buffer is None
+    peer.send(TEXT, "y" * FIRST_BUFFER)
+    assert transport.recv(5) == "y" * FIRST_BUFFER
+    assert len(transport._view) == BUFFER, "a message above the small one"
+    transport.drain()
+    assert transport._buffer is None
+
+
+def test_the_buffer_stays_while_somebody_receives(link: Link) -> None:
+    transport, peer = link()
+    peer.send(TEXT, "one")
+    assert transport.recv(5) == "one"
+    waiting = receiving(transport)
+    transport.rest()
+    peer.send(TEXT, "two")
+    assert waiting.result() == "two"
+
+
+@pytest.mark.parametrize("size", [100, 300, 70_000])
+@pytest.mark.parametrize("cut", range(1, 12))
+def test_the_small_buffer_ends_anywhere_in_a_frame(link: Link, size: int, cut: int) -> None:
+    transport, peer = link()
+    first = "x" * (FIRST_BUFFER - cut - 4)
+    text = "".join(str(i % 10) for i in range(size))
+    peer.raw(frame(TEXT, first.encode()) + frame(TEXT, text.encode()) + frame(TEXT, b"last"))
+    assert transport.recv(5) == first
+    assert transport.recv(5) == text
+    assert transport.recv(5) == "last"
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, FIRST_BUFFER - 4, FIRST_BUFFER - 3, FIRST_BUFFER, 20_000])
+def test_a_buffer_of_any_size_tears_no_frame(link: Link, size: int) -> None:
+    """Whatever the pieces are that the frames come in."""
+    transport, peer = link()
+    texts = [str(i % 10) * size for i in range(max(3, 80_000 // size // 4))]
+    data = b"".join(frame(TEXT, text.encode()) for text in texts)
+    chance = random.Random(size)
+
+    def feed() -> None:
+        at = 0
+        while at < len(data):
+            piece = chance.choice((1, 3, 500, FIRST_BUFFER, 30_000))
+            peer.raw(data[at : at + piece])
+            at += piece
+
+    feeding = Background(feed)
+    assert [transport.recv(5) for _ in texts] == texts
+    feeding.result()
 
 
 @pytest.mark.usefixtures("untraced")
