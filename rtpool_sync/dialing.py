@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 import threading
+import time
 from typing import TYPE_CHECKING
 
 from .connection import PooledConnection
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Dialing"]
 
+LOOK = 60.0  # seconds between looks for another TLS session, at least, once there was one
+
 
 class Dialing:
     """Makes the dials of one pool."""
@@ -25,6 +28,9 @@ class Dialing:
         self._lock = threading.Lock()  # guards making the context
         self._context: ssl.SSLContext | None = None
         self._session: ssl.SSLSession | None = None
+        self._look_at = 0.0  # when to look for another one at the earliest
+        self._renew_at = 0.0  # when the one there is has had half of its time
+        self._misses = 0  # looks in vain
 
     def dial(self, member: PooledConnection) -> Dial:
         """Return the attempt to open a connection. Called in a connector's thread.
@@ -60,10 +66,22 @@ class Dialing:
         )
 
     def remember(self, transport: Transport) -> None:
-        """Keep the TLS session, if one came, for the next dial. TLS 1.3 sends it after the handshake."""
+        """Keep a TLS session for the next dials, if one has come: TLS 1.3 sends it after the handshake.
+
+        One serves many dials. It is looked for no more often than needed: up to
+        CPython 3.12.7 and 3.13.0 each look costs 6 KB that nobody ever frees (gh-116810).
+        """
         stream = transport.sock
         tls = None if stream is None else stream.tls
-        if tls is not None and tls.context is self._context:
-            session = tls.session
-            if session is not None and session.has_ticket:
-                self._session = session
+        now = time.monotonic()
+        if tls is None or tls.context is not self._context or now < self._look_at:
+            return
+        if self._session is not None and tls.session_reused and now < self._renew_at:
+            return
+        session = tls.session
+        if session is not None and session.has_ticket:
+            self._session, self._misses = session, 0
+            self._look_at, self._renew_at = now + LOOK, now + session.timeout / 2
+        else:
+            self._misses += 1
+            self._look_at = now + min(LOOK, 0.01 * 4 ** min(self._misses, 9))
