@@ -158,7 +158,7 @@ class Lifecycle:
         """Look at what a borrower, or a checkout that did not like it, has left to us."""
         if member.state is State.IDLE:
             with self._ledger.lock:
-                reserved = member not in self._ledger.idle
+                reserved = not self._ledger.is_idle(member)
             if reserved:
                 self.examine(member, now)
             return
@@ -268,6 +268,7 @@ class Lifecycle:
             self._loop.at(member, member.close_by)
             self._loop.watch(member)
             return
+        self._loop.watch(member)  # a borrower it was taken from may have kept it from being watched
         with self._ledger.lock:
             self._ledger.offer(member, now)
 
@@ -302,11 +303,9 @@ class Lifecycle:
                 self._ledger.counters.health_checks["failed"] += 1
             if member.incomplete and now >= member.close_by:
                 reason = "dirty"
-            elif member.state is not State.IDLE or (reason is not None and member not in self._ledger.idle):
+            elif member.state is not State.IDLE or (reason is not None and not self._ledger.reserve(member)):
                 self._loop.at(member, now + TICK)  # borrowed this very moment
                 return
-            if member in self._ledger.idle and reason is not None:
-                self._ledger.idle.remove(member)
         if reason is not None:
             self.begin_close(member, now, reason)
             return
@@ -367,14 +366,11 @@ class Lifecycle:
         with self._ledger.lock:
             if member.state in (State.CLOSING, State.GONE):
                 return
-            if member in self._ledger.idle:
-                self._ledger.idle.remove(member)
-            was_ready = member.state is not State.CONNECTING
-            member.state = State.CLOSING
+            was_ready = self._ledger.begin_close(member)
             transport = member.transport
             errors = self._ledger.errors_seen
             if was_ready and reason is not None:
-                self._ledger.closing(member, reason, now)
+                self._ledger.retired(member, reason, now)
             failed = self._ledger.last_error if self._ledger.errors_seen != errors else None
         if was_ready and reason is not None:
             end = transport.end_error if transport is not None else None

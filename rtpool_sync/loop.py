@@ -45,15 +45,17 @@ class Loop:
     def wait(self, timeout: float) -> list[PooledConnection]:
         """Wait until something happens, at most ``timeout`` seconds; return the readable connections."""
         events = self._selector.select(min(timeout, 3600.0))  # epoll counts milliseconds in 32 bits
-        return [key.data for key, _ in events if key.data is not None]
+        readable: list[PooledConnection] = [key.data for key, _ in events if key.data is not None]
+        if len(readable) < len(events):
+            with contextlib.suppress(BlockingIOError):
+                while len(self._receiver.recv(4096)) == 4096:
+                    pass
+        return readable
 
     def awake(self) -> None:
         """Note that everything is looked at from now on: the next :meth:`wake` counts again."""
-        with contextlib.suppress(BlockingIOError):
-            while len(self._receiver.recv(4096)) == 4096:
-                pass
-        # Only now: a wake() that comes earlier may be swallowed, for what it
-        # announces is seen in this turn; one that comes later writes again.
+        # A wake() that comes earlier may be swallowed, for what it announces is
+        # seen in this turn; one that comes later writes again.
         self._woken = False
 
     # -- sockets

@@ -73,6 +73,8 @@ class Reaper:
         self._life = Lifecycle(ledger, self._loop, self._dialing.remember)
         self._house_at = 0.0  # when to look at the pool as a whole
         self._tick_at = 0.0  # when to watch idle connections that came back
+        self._watched_until = 0.0  # those that came back up to then are watched
+        self._drained = 0  # the generation up to which the idle ones have been retired
         self._look_at = 0.0  # when to look at connections in use
         self._publish_at = 0.0
         self._complain_at: dict[str, float] = {}
@@ -158,7 +160,7 @@ class Reaper:
             member, result = self._dialed.popleft()
             self._guarded(member, life.arrived, now, result)
         while ledger.dropped:
-            self._reclaim(*ledger.dropped.popleft(), now)
+            self._reclaim(*ledger.dropped.popleft())
         while ledger.inbox:
             self._guarded(ledger.inbox.popleft(), life.received_back, now)
         if now >= self._tick_at:
@@ -189,8 +191,8 @@ class Reaper:
             new = ledger.plan(now)
             # A connection that is out, or came back a moment ago, has us turn by
             # ourselves: on that way borrowers need not wake us.
-            unwatched = any(not m.watched for m in ledger.idle)
-            in_use = any(m.state is State.IN_USE for m in ledger.members)
+            unwatched = bool(ledger.idle) and ledger.idle[-1].idle_since > self._watched_until
+            in_use = ledger.in_use > 0
             self.will_turn = unwatched or in_use
             wanting = bool(ledger.waiters or ledger.config.min_idle or ledger.watchers or ledger.unmet)
             due = [self._loop.next_due(), self._house_at if ledger.members or wanting else now + HEARTBEAT]
@@ -231,11 +233,9 @@ class Reaper:
         ledger = self._ledger
         with ledger.lock:
             state = member.state
-            if state is State.IDLE:
-                if member in ledger.idle:
-                    ledger.idle.remove(member)  # reserved: while we read it, nobody may borrow it
-                elif not member.incomplete:
-                    return  # in the inbox: it is looked at in this turn
+            # While we read it, nobody may borrow it.
+            if state is State.IDLE and not ledger.reserve(member) and not member.incomplete:
+                return  # in the inbox: it is looked at in this turn
         if state is State.IDLE:
             self._life.examine(member, now)
         elif state is State.IN_USE:
@@ -247,8 +247,10 @@ class Reaper:
 
     def _watch_idle(self, now: float) -> None:
         """Watch the connections that came back a while ago: those in brisk use cost no system call."""
+        since, self._watched_until = self._watched_until, now - TICK / 2
         with self._ledger.lock:
-            back = [m for m in self._ledger.idle if not m.watched and now - m.idle_since >= TICK / 2]
+            recent = takewhile(lambda m: m.idle_since > since, reversed(self._ledger.idle))
+            back = [m for m in recent if m.idle_since <= self._watched_until]
         for member in back:
             self._guarded(member, self._watch, now)
 
@@ -259,12 +261,14 @@ class Reaper:
             member.transport.rest()
 
     def _look_in_use(self, now: float) -> None:
+        if not self._ledger.in_use:
+            return
         with self._ledger.lock:
             in_use = [m for m in self._ledger.members if m.state is State.IN_USE]
         for member in in_use:
             self._guarded(member, self._life.look_in_use, now)
 
-    def _reclaim(self, claim: Claim, mistake: bool, now: float) -> None:
+    def _reclaim(self, claim: Claim, mistake: bool) -> None:
         """Take back a connection whose handle was dropped without being returned."""
         ledger = self._ledger
         with ledger.lock:
@@ -273,7 +277,7 @@ class Reaper:
                 return
             ledger.counters.leaks += mistake
             stack = member.borrower_stack
-            ledger.give_back(claim, now)
+            ledger.give_back(claim, time.monotonic())  # the idle ones are in order of time
         if mistake:
             ledger.events.emit(
                 "dropped",
@@ -292,15 +296,19 @@ class Reaper:
         if self._owner is not None and self._owner() is None:
             ledger.closed = ledger.kill = True  # no handle can exist any more: each holds its pool
         with ledger.lock:
+            generation = ledger.generation
             if ledger.closed:
                 reason = "shutdown"
                 doomed = [m for m in ledger.members if m.state is not State.IN_USE or ledger.kill]
-            else:
+            elif generation != self._drained:
                 reason = "drained"
-                doomed = [m for m in ledger.idle if m.generation != ledger.generation]
-                surplus = ledger.surplus()
-                if surplus > 0 and not doomed:
-                    reason, doomed = "shrunk", ledger.idle[:surplus]
+                doomed = [m for m in ledger.idle if m.generation != generation]
+            else:
+                reason = "shrunk"
+                doomed = ledger.idle[: max(0, ledger.surplus())]
+            if not ledger.closed:
+                for member in doomed:
+                    ledger.reserve(member)  # or somebody borrows it before it is closed
         if ledger.closed and not self._stopping:
             self._stopping = True
             self._connectors.stop()
@@ -310,6 +318,7 @@ class Reaper:
             elif member.state is not State.CLOSING and member.transport is not None:
                 self._life.begin_close(member, now, reason)
             # else: its dial was aborted and reports soon
+        self._drained = generation
 
     def _keep_house(self, now: float) -> None:
         """Retire what nobody has used for long; find whoever is in no list, should an exception

@@ -17,6 +17,7 @@ waits for either without a deadline.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import threading
 import time
@@ -33,6 +34,7 @@ from .stream import RECORD, Stream
 __all__ = ["Transport"]
 
 BUFFER = 65536  # frames up to this size are parsed in place; also the read size
+NO_BUFFER = memoryview(b"")
 FIRST_BUFFER = 4096  # enough for pings and short answers; the other comes when this one was full
 READ_AHEAD = 1 << 20  # bytes drain() keeps for a borrower that is not receiving
 OVERHEAD = 64  # bytes that keeping a message costs besides its length
@@ -88,7 +90,6 @@ class Transport(websocket.WebSocket):
 
     __slots__ = (  # faster than the dictionary that the library's own attributes are in, and a kilobyte less
         "_aborted_at",
-        "_buffer",
         "_close_code",
         "_close_sent",
         "_control",
@@ -134,13 +135,12 @@ class Transport(websocket.WebSocket):
         self._inbox: deque[str | bytes] = deque()  # received while nobody was in recv(), oldest first
         self._inbox_bytes = 0  # what they take up; written under readlock
         self._receivers: list[object] = []  # one entry for each thread that waits for its turn in recv()
-        self._control: deque[bytes] = deque()  # frames to write as soon as the write lock is free
+        self._control: list[bytes] = []  # frames to write as soon as the write lock is free; mostly none
         self._pings: dict[bytes, float] = {}  # payload -> when it was sent
         self._ping_due: float | None = None  # when the oldest unanswered keepalive was sent
         self._pong_waiters: list[threading.Event] = []
-        self._buffer: bytearray | None = None
-        self._view = memoryview(b"")
-        self._pos = self._stop = 0  # the unparsed bytes are _buffer[_pos:_stop]
+        self._view = NO_BUFFER
+        self._pos = self._stop = 0  # the unparsed bytes are _view[_pos:_stop]
         self._large: tuple[int, memoryview, int] | None = None  # a frame above BUFFER: first byte, room, fill
         self._parts: bytearray | None = None  # of a fragmented message that is not complete
         self._parts_size = 0
@@ -301,14 +301,16 @@ class Transport(websocket.WebSocket):
         """Have what is unparsed at the front of a buffer of ``size`` bytes."""
         rest = self._view[self._pos : self._stop].tobytes()
         if len(self._view) != size:
-            self._buffer = bytearray(size)
-            self._view = memoryview(self._buffer)
+            # Mapped, the large one goes back to the system and leaves no hole in the heap.
+            small = size == FIRST_BUFFER
+            room = bytearray(size) if small else mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE)
+            self._view = memoryview(room)
         self._view[: len(rest)] = rest
         self._pos, self._stop = 0, len(rest)
 
     def rest(self) -> None:
         """Keep no buffer, as long as nothing is in it. Does nothing while somebody is receiving."""
-        if self._buffer is not None and self.readlock.acquire(False):
+        if self._view and self.readlock.acquire(False):
             try:
                 self._drop_buffer()
             finally:
@@ -316,7 +318,7 @@ class Transport(websocket.WebSocket):
 
     def _drop_buffer(self) -> None:
         if self._pos == self._stop:
-            self._buffer, self._view, self._pos, self._stop = None, memoryview(b""), 0, 0
+            self._view, self._pos, self._stop = NO_BUFFER, 0, 0
 
     def _frame(self, end: float | None) -> tuple[int, int, memoryview]:
         """Return first byte's opcode and FIN, and the payload: valid until the next read."""
@@ -328,21 +330,19 @@ class Transport(websocket.WebSocket):
         if self._stop - pos < 2:
             self._need(2, end)
             pos = self._pos
-        buffer = self._buffer
-        assert buffer is not None
-        first, size, header = buffer[pos], buffer[pos + 1], 2
+        view = self._view
+        first, size, header = view[pos], view[pos + 1], 2
         if size > 125:
             if size > 127:
                 self.fail(1002, "the server sent a masked frame")
             header = 4 if size == 126 else 10
             if self._stop - pos < header:
                 self._need(header, end)
-                buffer, pos = self._buffer, self._pos
-                assert buffer is not None
+                view, pos = self._view, self._pos
             if size == 126:
-                size = buffer[pos + 2] << 8 | buffer[pos + 3]
+                size = view[pos + 2] << 8 | view[pos + 3]
             else:
-                size = int.from_bytes(buffer[pos + 2 : pos + 10], "big")
+                size = int.from_bytes(view[pos + 2 : pos + 10], "big")
         if first != 0x81:  # anything but a whole text message
             opcode = first & 0x0F
             if first & 0x70 or 0x3 <= opcode <= 0x7 or opcode > PONG:
@@ -582,7 +582,7 @@ class Transport(websocket.WebSocket):
         # Not join and clear: other threads append meanwhile.
         frames = []
         while self._control:
-            frames.append(self._control.popleft())
+            frames.append(self._control.pop(0))
         return b"".join(frames)
 
     def _flush_control(self) -> None:
@@ -774,7 +774,7 @@ class Transport(websocket.WebSocket):
                 stream, self.sock = self.sock, None
                 if stream is not None:
                     stream.close()
-                self._buffer, self._view, self._large = None, memoryview(b""), None
+                self._view, self._large = NO_BUFFER, None
                 self._control.clear()
                 return True
             finally:

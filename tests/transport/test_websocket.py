@@ -255,7 +255,7 @@ def test_an_idle_connection_keeps_no_buffer(pair: Pair) -> None:
     peer.send(TEXT, "a")
     assert transport.recv(5) == "a"
     assert transport.drain()
-    assert transport._buffer is None
+    assert not transport._view
     peer.send(TEXT, "b")
     assert transport.recv(5) == "b"
 
@@ -1272,7 +1272,7 @@ def test_a_thread_that_stays_inside_keeps_the_descriptor_open(
 
 def test_the_buffer_grows_when_it_is_full_and_goes_when_nothing_is_in_it(link: Link) -> None:
     transport, peer = link()
-    assert transport._buffer is None
+    assert not transport._view
     peer.send(TEXT, "short")
     assert transport.recv(5) == "short"
     assert len(transport._view) == FIRST_BUFFER
@@ -1284,16 +1284,16 @@ def test_the_buffer_grows_when_it_is_full_and_goes_when_nothing_is_in_it(link: L
     peer.raw(frame(TEXT, b"whole") + frame(TEXT, b"half a message")[:9])
     assert transport.recv(5) == "whole"
     transport.rest()
-    assert transport._buffer is not None, "something is in it"
+    assert transport._view, "something is in it"
     peer.raw(frame(TEXT, b"half a message")[9:])
     assert transport.recv(5) == "half a message"
     transport.rest()
-    assert transport._buffer is None
+    assert not transport._view
     peer.send(TEXT, "y" * FIRST_BUFFER)
     assert transport.recv(5) == "y" * FIRST_BUFFER
     assert len(transport._view) == BUFFER, "a message above the small one"
     transport.drain()
-    assert transport._buffer is None
+    assert not transport._view
 
 
 def test_the_buffer_stays_while_somebody_receives(link: Link) -> None:
