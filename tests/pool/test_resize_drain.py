@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 from pool_calls import Call, closed_with, echo, in_line, realtime, waiting
 from pool_support import eventually, plain
 
-from rtpool_sync import ConfigError, PoolConfig, RealtimePool
+from rtpool_sync import ConfigError, PoolConfig, PoolTimeout, RealtimeConnection, RealtimePool
 from rtpool_sync.emulator import Faults, RealtimeServer
+from rtpool_sync.lifecycle import Lifecycle
 
 # -- resize
 
@@ -58,6 +60,29 @@ def test_those_in_use_stay_until_they_are_returned(protocol: str) -> None:
                 pool.release(conn)
             eventually(lambda: pool.stats().idle == pool.stats().total_connections == 1)
             assert pool.stats().counters.closed["shrunk"] == 2
+
+
+def test_what_is_to_be_closed_cannot_be_borrowed_any_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    with RealtimeServer() as server, plain(server.echo_url, max_connections=4) as pool:
+        filled(pool, 4)
+        borrowed: list[RealtimeConnection] = []
+        original = Lifecycle.begin_close
+
+        def begin_close(*args: Any) -> None:
+            if not borrowed:  # just before the first one is closed
+                with contextlib.suppress(PoolTimeout):
+                    while True:
+                        borrowed.append(pool.acquire(0.0))
+            original(*args)
+
+        monkeypatch.setattr(Lifecycle, "begin_close", begin_close)
+        pool.resize(max_connections=2)
+        eventually(lambda: pool.stats().total_connections == 2)
+        assert len(borrowed) == 2
+        for conn in borrowed:
+            echo(conn)
+            pool.release(conn)
+        assert pool.stats().counters.closed["shrunk"] == 2
 
 
 def test_a_pool_shrinks_though_there_is_always_somebody_waiting() -> None:
