@@ -520,7 +520,8 @@ class Transport(websocket.WebSocket):
             TimeoutError: The peer does not read. What was begun stays first in line.
             ConnectionLost, ConnectionReturned: As for :meth:`recv`.
         """
-        frame = build_frame(opcode, payload.encode() if isinstance(payload, str) else payload)
+        body = payload.encode() if isinstance(payload, str) else payload
+        frame = build_frame(opcode, body)
         size = len(frame)
         end = monotonic() + timeout
         lock = self._write_lock
@@ -532,7 +533,7 @@ class Transport(websocket.WebSocket):
             if self._end_reason is not None or self._close_sent:
                 self._raise_ended()
             self.messages_sent += 1  # also if it times out: its tail stays in line
-            self.bytes_sent += size
+            self.bytes_sent += len(body)  # of messages, not of frames: as they are received
             if self._control:
                 frame = self._take_control() + frame
             self.stream.write(frame, end)
@@ -567,16 +568,16 @@ class Transport(websocket.WebSocket):
             self._lost(problem)
         raise ConnectionLost(f"the connection was lost: {problem}", reason=problem, sent=True)
 
-    def _send_control(self, opcode: int, payload: bytes) -> int:
-        frame = build_frame(opcode, payload)
-        self._control.append(frame)
+    def _send_control(self, opcode: int, payload: bytes) -> None:
+        self._control.append(build_frame(opcode, payload))
         self._flush_control()
-        return len(frame)
 
     def post(self, payload: str | bytes) -> None:
         """Send a text message without waiting; what the kernel does not take is left to :meth:`flush`."""
+        body = payload.encode() if isinstance(payload, str) else payload
         self.messages_sent += 1
-        self.bytes_sent += self._send_control(TEXT, payload.encode() if isinstance(payload, str) else payload)
+        self.bytes_sent += len(body)
+        self._send_control(TEXT, body)
 
     def _take_control(self) -> bytes:
         # Not join and clear: other threads append meanwhile.
