@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import time
 import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import parse_qs
 
-from rtpool_sync import RealtimeConnection, RealtimePool
+from rtpool_sync import PoolExhausted, PoolTimeout, RealtimeConnection, RealtimePool
 from rtpool_sync.contrib.gunicorn import draining
+from rtpool_sync.web import monitoring_app
 
 PATIENCE = 10.0
 
@@ -84,8 +86,43 @@ def reaper(token: str, seconds: float) -> dict[str, Any]:
     return {"heard": heard}
 
 
-def stats(token: str, seconds: float) -> dict[str, Any]:
-    return {"heard": token, **pool.stats().as_dict()}
+def outcome(work: Callable[[RealtimeConnection], bool], token: str, seconds: float) -> dict[str, Any]:
+    """A short conversation, if a connection is free soon; what came of it, as the client sees it."""
+    try:
+        conn = pool.acquire(seconds)
+    except PoolTimeout:
+        return {"outcome": "timeout"}
+    except PoolExhausted:
+        return {"outcome": "exhausted"}
+    say(conn, token)
+    time.sleep(0.02)
+    heard = hear(conn)
+    if work(conn):
+        pool.release(conn)
+    return {"outcome": "ok", "heard": heard}
+
+
+def hurry(token: str, seconds: float) -> dict[str, Any]:
+    return outcome(lambda conn: True, token, seconds)
+
+
+def discard(token: str, seconds: float) -> dict[str, Any]:
+    return outcome(lambda conn: not conn.invalidate("as asked"), token, seconds)
+
+
+def lose(token: str, seconds: float) -> dict[str, Any]:
+    """Forget to give it back."""
+    return outcome(lambda conn: False, token, seconds)
+
+
+def die(token: str, seconds: float) -> dict[str, Any]:
+    """The worker is killed in the midst of a conversation."""
+    with pool.connection(PATIENCE) as conn:
+        say(conn, token)
+        hear(conn)
+        time.sleep(seconds)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return {}
 
 
 if os.environ.get("OPENED"):
@@ -93,10 +130,14 @@ if os.environ.get("OPENED"):
     for handle in handles:
         pool.release(handle)
 
-ROUTES = {"/echo": echo, "/listen": listen, "/patient": patient, "/reaper": reaper, "/stats": stats}
+ROUTES = {"/echo": echo, "/listen": listen, "/patient": patient, "/reaper": reaper}
+ROUTES |= {"/hurry": hurry, "/discard": discard, "/lose": lose, "/die": die}
+monitoring = monitoring_app(pool)
 
 
 def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    if environ["PATH_INFO"] == "/metrics":
+        return monitoring(environ, start_response)
     query = {name: values[0] for name, values in parse_qs(environ["QUERY_STRING"]).items()}
     status = "200 OK"
     try:
