@@ -30,6 +30,7 @@ from .connection import Claim, Lender, PooledConnection, RealtimeConnection, Sta
 from .connector import MAX_DIALING
 from .errors import ConnectError, PoolClosed, PoolExhausted, PoolTimeout
 from .events import Events
+from .patching import patched
 from .policy import Backoff, wanted
 from .protocols.base import Protocol
 from .stats import ConnectionStats, Counters, PoolStats
@@ -75,6 +76,8 @@ class Ledger:
         self.pid = os.getpid()
         self.protocol = protocol
         self.poll_type = select.poll  # another one once gevent has patched the standard library
+        self.unpatched_poll = None if patched() else select.poll  # None: each checkout is to be checked
+        self.thread: int | None = None  # under gevent: whose greenlets may borrow
         self.lock = threading.Lock()  # guards everything below, and every PooledConnection's fields
         self.config = config
         self.counters = counters

@@ -12,7 +12,12 @@ import select
 import selectors
 import threading
 
-__all__ = ["half_patched"]
+__all__ = ["half_patched", "patched"]
+
+
+def patched() -> bool:
+    """Whether polling is gevent's."""
+    return select.poll.__module__.startswith("gevent")
 
 
 def half_patched() -> str | None:

@@ -26,7 +26,7 @@ from .connection import Claim, RealtimeConnection
 from .errors import ConfigError, ConnectionLost, PoolClosed, PoolExhausted, PoolTimeout, RtpoolError
 from .events import PoolEvent
 from .ledger import Ledger, Waiter, again
-from .patching import half_patched
+from .patching import half_patched, patched
 from .protocols.base import Protocol
 from .protocols.plain import PlainProtocol
 from .reaper import Reaper
@@ -251,6 +251,8 @@ class RealtimePool:
                 problem = half_patched()
                 if problem is not None:
                     raise RtpoolError(f"pool {self.name!r} cannot start: {problem}")
+                if patched():
+                    self._ledger.thread = threading.get_native_id()
                 self._reaper = Reaper(self._ledger)
             reaper = self._reaper
             if not reaper.started:
@@ -290,7 +292,7 @@ class RealtimePool:
             SessionRejected: The server refused ``session``.
         """
         ledger = self._ledger
-        if ledger.pid != getpid() or ledger.poll_type is not select.poll:
+        if ledger.pid != getpid() or ledger.unpatched_poll is not select.poll:
             self._check_process()
             self._check_patched()
             ledger = self._ledger
@@ -556,13 +558,20 @@ class RealtimePool:
             self._ledger.closed = old.closed
 
     def _check_patched(self) -> None:
-        """Refuse to lend what was made before gevent's patches: waiting for it stops every greenlet."""
+        """Under gevent, refuse to lend what would stop every greenlet, or crash, in the caller's hands."""
         ledger = self._ledger
-        if ledger.poll_type is not select.poll and not ledger.closed:
+        if ledger.closed:
+            return
+        if ledger.poll_type is not select.poll:
             raise RtpoolError(
                 f"pool {self.name!r} was opened before gevent patched the standard library. Call "
                 "gevent.monkey.patch_all() first of all (with gunicorn: at the top of gunicorn.conf.py), "
                 "or close() the pool and open() it again"
+            )
+        if ledger.thread is not None and ledger.thread != threading.get_native_id():
+            raise RtpoolError(
+                f"pool {self.name!r} belongs to another thread. Under gevent only the greenlets of the "
+                "thread that opened a pool can use it: not what runs in gevent's thread pool"
             )
 
     def _park_at_exit(self) -> None:

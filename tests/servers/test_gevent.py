@@ -190,6 +190,34 @@ pool.close()
     assert emulator.accepted_total == 0
 
 
+def test_a_real_thread_beside_the_greenlets_is_told(
+    run_program: RunProgram, emulator: RealtimeServer
+) -> None:
+    """gevent's parts belong to one thread each: used in another they crash the process."""
+    out = run_program(
+        PATCH
+        + COMMON
+        + """
+def attempt(use):
+    try: use()
+    except RtpoolError as error: return error
+with make() as pool:
+    greenlets = [gevent.spawn(echo, pool, me, 100) for me in range(8)]
+    for use in (lambda: pool.acquire(5), lambda: echo(pool, "thread"), pool.wait):
+        print(gevent.get_hub().threadpool.apply(attempt, (use,)))
+    gevent.joinall(greenlets, raise_error=True, timeout=20)
+    assert pool.stats().total_sessions_handled == 800
+    assert gevent.get_hub().threadpool.apply(pool.stats).max_connections == 4
+""",
+        ECHO_URL=emulator.echo_url,
+    )
+    lines = out.splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        assert "belongs to another thread" in line
+    assert {(end.code, end.by) for end in emulator.closed} == {(1001, "client")}
+
+
 def test_not_patched_at_all_it_is_nothing_to_us(run_program: RunProgram, emulator: RealtimeServer) -> None:
     """gevent in the process, real threads for us."""
     run_program(
