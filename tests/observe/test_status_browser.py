@@ -112,12 +112,17 @@ def test_the_policy_holds_and_nothing_needs_a_script(
     rows = "document.querySelectorAll('.connections tbody tr').length"
     with pool.connection(timeout=10):
         # Without JavaScript: all of it is there, and it is loaded again every few seconds.
+        light = [{"name": "prefers-color-scheme", "value": "light"}]
+        browser.call("Emulation.setEmulatedMedia", features=light)
         browser.call("Emulation.setScriptExecutionDisabled", value=True)
         browser.call("Page.navigate", url=f"http://127.0.0.1:{web.server_port}/")
         document = "document.querySelector('.legend')?.textContent"
         eventually(lambda: "1 in use" in (browser.value(document) or ""))
         assert browser.value(rows) == 1
-        assert browser.value("getComputedStyle(document.querySelector('rect.in_use')).fill") != "rgb(0, 0, 0)"
+        fill = "getComputedStyle(document.querySelector('rect.in_use')).fill"
+        eventually(
+            lambda: browser.value(f"document.readyState === 'complete' && {fill}") == "rgb(47, 111, 219)"
+        )
         assert browser.value("getComputedStyle(document.querySelector('#trouble')).display") == "none"
     eventually(lambda: "1 idle" in (browser.value(document) or ""))
 
