@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from boards import QUERIES, plain
 from prometheus_server import Prometheus, scraping
 from server_process import ROOT, Asking, ServerProcess, eventually, running
 
@@ -161,6 +162,10 @@ def test_three_workers_and_one_that_is_killed(tmp_path: Path) -> None:
             clients.outcomes["ok"] += 1
             clients.run(8)
             in_agreement(prometheus, clients, server, killed=1)
+
+            # And the dashboards and rules are as good for several processes as for one.
+            assert [query for query in map(plain, QUERIES) if not prometheus.query(query)] == []
+            eventually(lambda: {rule["health"] for rule in prometheus.rules()} == {"ok"})
 
             process.signal(signal.SIGTERM)
             assert process.wait(10) == 0
