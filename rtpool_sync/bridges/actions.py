@@ -14,8 +14,10 @@ from typing import Any, TypeAlias
 __all__ = [
     "PCM24",
     "PCMU",
+    "Activity",
     "Audio",
     "AudioFormat",
+    "CallDetails",
     "CallEnded",
     "CallStarted",
     "CallerSaid",
@@ -93,6 +95,16 @@ class CallStarted:
     details: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
+@dataclass(frozen=True)
+class CallDetails:
+    """More is known of the call than :class:`CallStarted` said; what is empty is still not known."""
+
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    caller: str = ""
+    callee: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
 @dataclass(frozen=True, slots=True)
 class Audio:
     """The caller's voice.
@@ -128,10 +140,24 @@ class PlaybackFinished:
 
 
 @dataclass(frozen=True)
+class Activity:
+    """Something of the vendor's own, that only the application may know what to do with."""
+
+    name: str
+    details: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True)
 class CallEnded:
-    """The telephony side says that the call is over."""
+    """The telephony side says that the call is over.
+
+    Attributes:
+        reason: In its words.
+        refused: It is the dialect that cannot take the call; the vendor was told so.
+    """
 
     reason: str = ""
+    refused: bool = False
 
 
 @dataclass(frozen=True)
@@ -149,7 +175,16 @@ class Violation:
 
 
 Inbound: TypeAlias = (
-    CallStarted | Audio | Dtmf | MarkReached | PlaybackFinished | CallEnded | Reply | Violation
+    CallStarted
+    | CallDetails
+    | Audio
+    | Dtmf
+    | MarkReached
+    | PlaybackFinished
+    | Activity
+    | CallEnded
+    | Reply
+    | Violation
 )
 
 
@@ -201,9 +236,10 @@ class CallerSpeech:
 
 @dataclass(frozen=True)
 class CallerSaid:
-    """The transcript of what the caller said."""
+    """The transcript of what the caller said; not ``final``: as far as it is known by now."""
 
     text: str
+    final: bool = True
 
 
 @dataclass(frozen=True)

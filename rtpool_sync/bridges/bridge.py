@@ -33,7 +33,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import ConnectionLost, ConnectionReturned, RecvTimeout, SessionExpired, redact
 from .actions import (
+    Activity,
     Audio,
+    CallDetails,
     CallEnded,
     CallStarted,
     Custom,
@@ -132,6 +134,8 @@ class Bridge:
             are only seen by ``on_event``.
         on_dtmf: ``on_dtmf(call, digits)`` when keys were pressed.
         on_transcript: ``on_transcript(call, who, text)`` with ``"caller"`` or ``"assistant"``.
+        on_activity: ``on_activity(call, name, details)`` with what the telephony side says beyond all
+            this, in the vendor's own words.
         on_event: ``on_event(call, event)`` with every event of the session.
         barge_in: Whether the caller can interrupt the model.
         record: Path of a WAV file to write: the caller on the left, the model, as heard, on the right.
@@ -164,6 +168,7 @@ class Bridge:
         on_function: Callable[[Any, str, dict[str, Any]], Any] | None = None,
         on_dtmf: Callable[[Any, str], object] | None = None,
         on_transcript: Callable[[Any, str, str], object] | None = None,
+        on_activity: Callable[[Any, str, Mapping[str, Any]], object] | None = None,
         on_event: Callable[[Any, Mapping[str, Any]], object] | None = None,
         barge_in: bool = True,
         max_duration: float | None = None,
@@ -186,6 +191,7 @@ class Bridge:
             "on_start": on_start,
             "on_dtmf": on_dtmf,
             "on_transcript": on_transcript,
+            "on_activity": on_activity,
             "on_event": on_event,
         }
         self._max_duration = max_duration
@@ -208,7 +214,7 @@ class Bridge:
         self._offset: float | None = None  # wall clock minus the caller's audio clock, at its least
         self._checked_at = 0.0
         self._speaking_since = 0.0  # when the speaker's current send began; 0: none
-        self._goodbye: tuple[float, str] | None = None
+        self._goodbye: tuple[float, Outbound, str] | None = None
         self._hangup_sent: float | None = None
         self._line: deque[Mapping[str, Any] | str] = deque()  # events for the model
         self._sending = threading.Lock()  # who has it sends what is in line; nobody waits for it
@@ -311,7 +317,11 @@ class Bridge:
         Returns at once. Called in a function (``on_function``), the answer of the model to that
         function's output is waited for as well.
         """
-        self._goodbye = self._goodbye or (monotonic() + self._goodbye_timeout, reason)
+        self._part(Hangup(reason), reason)
+
+    def _part(self, action: Outbound, reason: str) -> None:
+        """Have something sent that ends the call, after the goodbye."""
+        self._goodbye = self._goodbye or (monotonic() + self._goodbye_timeout, action, reason)
 
     def stop(self, reason: str = "") -> None:
         """End the call now. Any thread; returns at once."""
@@ -430,7 +440,8 @@ class Bridge:
             return
         self._checked_at = now
         since = self._speaking_since
-        if since and now - since > self._send_timeout:
+        counts_from = self.dialect.counts_from
+        if since and now - max(since, counts_from) > self._send_timeout:
             self._end("telephony_stalled", f"a send to the telephony side took {now - since:.1f} s")
             self._telephony.abort()
         since = self._sending_since
@@ -440,7 +451,7 @@ class Bridge:
         if not self._started:
             if now - self._began > self._start_timeout:
                 self._end("no_start", f"no call began within {self._start_timeout:g} s")
-        elif now - self._heard_at > self._telephony_timeout:
+        elif now - max(self._heard_at, counts_from) > self._telephony_timeout:
             if self.dialect.continuous and not self._sending_since:
                 self._end("telephony_silent", f"nothing came for {now - self._heard_at:.1f} s")
         if self._max_duration is not None and now - self._began > self._max_duration:
@@ -448,12 +459,12 @@ class Bridge:
         if self._goodbye is not None:
             self._say_goodbye(now, *self._goodbye)
 
-    def _say_goodbye(self, now: float, deadline: float, reason: str) -> None:
+    def _say_goodbye(self, now: float, deadline: float, action: Outbound, reason: str) -> None:
         if self._hangup_sent is not None:
             if now - self._hangup_sent >= self.dialect.hangup_grace:
                 self._end("hangup", reason)
         elif now > deadline or (self._model.quiet and self._outbox.quiet):
-            self._outbox.put(Hangup(reason))
+            self._outbox.put(action)
             self._hangup_sent = now
 
     # -- the listener: telephony → model
@@ -496,10 +507,15 @@ class Bridge:
                 self._outbox.finished()
             case CallStarted():
                 self._begin(action)
+            case CallDetails():
+                result.parameters = {**result.parameters, **action.parameters}
+                result.caller, result.callee = action.caller or result.caller, action.callee or result.callee
+            case Activity():
+                self._notify("on_activity", action.name, action.details)
             case CallEnded():
                 # After a goodbye it is our doing, though they say it.
                 why = "caller" if self._hangup_sent is None else "hangup"
-                self._end(why, action.reason)
+                self._end("refused" if action.refused else why, action.reason)
             case Violation():
                 self._violated(action.what)
 

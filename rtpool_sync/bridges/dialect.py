@@ -53,6 +53,9 @@ class Dialect(abc.ABC):
     #: Seconds to wait for :class:`~.actions.CallEnded` after :class:`~.actions.Hangup` was
     #: sent, before the socket is closed. 0: closing the socket is how to hang up.
     hangup_grace: float = 0.0
+    #: Waiting for the telephony side counts from this ``time.monotonic()`` at the earliest: set to
+    #: infinity while it is known to be away, and to the time when it came back.
+    counts_from: float = 0.0
 
     #: Formats of the Realtime session. Fixed once :class:`~.actions.CallStarted` was returned.
     input_format: AudioFormat

@@ -71,6 +71,7 @@ class Model:
         self._speaking: str | None = None  # the item whose audio is coming in
         self._muted: dict[str, float] = {}  # interrupted items, and when
         self._cancelled: set[str] = set()
+        self._hearing: dict[str, str] = {}  # transcripts in the making, by item
 
     @property
     def quiet(self) -> bool:
@@ -203,7 +204,13 @@ class Model:
     def _committed(self, event: Event) -> None:
         self._outbox.put(CallerSpeech("committed"))
 
+    def _hears(self, event: Event) -> None:
+        item_id = event["item_id"]
+        text = self._hearing[item_id] = self._hearing.get(item_id, "") + (event.get("delta") or "")
+        self._outbox.put(CallerSaid(text, final=False))
+
     def _heard(self, event: Event) -> None:
+        self._hearing.pop(event.get("item_id", ""), None)
         text = event.get("transcript") or ""
         self._outbox.put(CallerSaid(text))
         self._notify("on_transcript", "caller", text)
@@ -233,6 +240,7 @@ _HANDLERS: dict[str, Callable[[Model, Event], None]] = {
     "input_audio_buffer.speech_started": Model._speech_started,
     "input_audio_buffer.speech_stopped": Model._speech_stopped,
     "input_audio_buffer.committed": Model._committed,
+    "conversation.item.input_audio_transcription.delta": Model._hears,
     "conversation.item.input_audio_transcription.completed": Model._heard,
     "error": Model._error,
 }

@@ -18,6 +18,7 @@ ENDINGS = {
     "telephony_silent": "the telephony side sent nothing for too long",
     "telephony_stalled": "the telephony side did not take what was sent to it",
     "no_start": "the telephony side did not begin a call in time",
+    "refused": "the telephony side asked for what this side cannot do",
     "protocol": "the telephony side broke its protocol too often",
     "realtime_closed": "the Realtime server closed the session with 1000",
     "realtime_lost": "the Realtime connection broke, or its session expired",
