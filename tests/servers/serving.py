@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from contextlib import AbstractContextManager
@@ -17,6 +18,7 @@ HERE = Path(__file__).parent
 WORKERS = 2
 MAX_CONNECTIONS = 4  # of each worker, for up to 8 threads: there is a line
 GRACEFUL = 10.0
+SLOW = bool(os.environ.get("RTPOOL_SLOW"))
 #: A worker that is told to end, or stopped, before it has come up goes unnoticed by gunicorn.
 HOOKS = """
 from rtpool_sync.contrib import gunicorn

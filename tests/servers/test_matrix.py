@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from server_process import Asking, Load, ServerProcess, eventually, free_port, running
-from serving import GRACEFUL, HOOKS, MAX_CONNECTIONS, WORKERS, gunicorn, settings
+from serving import GRACEFUL, HOOKS, MAX_CONNECTIONS, SLOW, WORKERS, gunicorn, settings
 
 from rtpool_sync.emulator import RealtimeServer
 
@@ -143,9 +143,10 @@ def test_matrix(name: str, protocol: str, emulator: RealtimeServer, tmp_path: Pa
     options: dict[str, Any] = {} if server.conf is None else {"conf": server.conf}
     environment = settings(emulator, protocol) | {"OPENED": "1" * server.opened}
     with server.start(tmp_path, environment, *server.options, **options) as process:
-        load = Load(process, clients=16, requests=200).join()
+        requests = 5000 if SLOW else 200
+        load = Load(process, clients=16, requests=requests).join()
         assert load.failures == []
-        assert len(load.answers) == 200
+        assert len(load.answers) == requests
         assert emulator.max_sockets <= (server.workers + server.opened) * MAX_CONNECTIONS
 
         # In every worker the pool's thread does its work.
