@@ -435,10 +435,8 @@ class RealtimeConnection(Claim):
         member, transport = self._member, self._transport
         if member is None or transport is None:
             return True
-        # The kernel first: what the reaper takes from it at this moment is found by the rest.
-        if transport.has_bytes() or transport.readlock.locked() or transport.ended:
-            return True
-        return member.session_count > 1 and transport.has_unread  # before, it is the server's greeting
+        # What came before anybody had it is the server's greeting.
+        return not transport.is_quiet(kept=member.session_count <= 1)
 
     def _configure(self, session: Mapping[str, Any], end: float, patience: float) -> None:
         """Apply ``session`` and wait for its acknowledgement, in the borrower's thread.

@@ -203,7 +203,7 @@ class Ledger:
         if transport.owner is not None:
             transport.owner = None  # from here on every call through the handle fails
             self.counters.session_duration.observe(now - member.busy_since)
-        if self.surplus() > 0 and member.close_reason is None:
+        if len(self.members) > self.config.max_connections and self.surplus() > 0 and not member.close_reason:
             member.close_reason = "shrunk"  # whoever waits gets another: this is how a busy pool shrinks
         # A connection without a reset can go on at once. Whether its socket is quiet is
         # looked at when it is lent: that is late enough, and once for every checkout.

@@ -164,19 +164,21 @@ class Stream:
 
     def has_bytes(self) -> bool:
         """Whether reading would not block: bytes, the peer's end, or an error are waiting."""
-        if self.holds_bytes:
-            return True
         if self._closed:
             return True
         try:
-            return bool(self._look.poll(0))
+            waiting = self._look.poll(0)
         except RuntimeError:  # a poll object serves one thread at a time, and another is looking
             poll = select.poll()
             try:
                 poll.register(self.sock, select.POLLIN)
             except ValueError:  # closed at this moment
                 return True
-            return bool(poll.poll(0))
+            waiting = poll.poll(0)
+        # The kernel first: what another thread takes from it meanwhile is found here.
+        return bool(waiting or self._ahead or self._more) or (
+            self.tls is not None and self._incoming.pending > 0
+        )
 
     # -- reading
 

@@ -189,9 +189,24 @@ class Transport(websocket.WebSocket):
     @property
     def is_clean(self) -> bool:
         """Whether nothing of the last session is left in this object: not a byte either way."""
-        if self.damaged or self._end_reason or self._control or self.busy or self.has_unread:
+        if self.damaged or self._end_reason is not None or self._control:
+            return False
+        if self.readlock.locked() or self._write_lock.locked() or self.has_unread:
             return False
         return self.sock is not None and not self.sock.unsent
+
+    def is_quiet(self, *, kept: bool = False) -> bool:
+        """Whether nothing has arrived since it was idle, and nobody is receiving.
+
+        Args:
+            kept: Whether what was received before may be there.
+        """
+        stream = self.sock
+        # The kernel first: what the reaper takes from it at this moment is found by the rest.
+        if stream is None or stream.has_bytes() or self.readlock.locked() or self._end_reason is not None:
+            return False
+        here = self._inbox or self._stop > self._pos or self._large is not None or self._parts is not None
+        return kept or not here
 
     def has_bytes(self) -> bool:
         """Whether the kernel holds something for this connection: data, its end, or an error."""
