@@ -363,7 +363,15 @@ class Stream:
         """Give the library the part of the answer that it checks, read whole beforehand."""
         if self._exchange is None:
             self._exchange = io.BytesIO(self.read_answer(self._exchange_end, accept=101))
-        return self._exchange.read(size)
+        if size != 1:
+            return self._exchange.read(size)
+        # It reads byte by byte, to the end of a line: what is before that may come at once,
+        # as it only compares each piece with a newline. A tenth of the time a connection takes.
+        line = self._exchange.readline()
+        if len(line) < 2 or not line.endswith(b"\n"):
+            return line
+        self._exchange.seek(-1, io.SEEK_CUR)
+        return line[:-1]
 
     def read_answer(self, end: float | None, *, accept: int) -> bytes:
         """Read the head of an HTTP answer; return its status line and the few headers that matter.

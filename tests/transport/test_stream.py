@@ -719,10 +719,13 @@ def test_the_library_gets_its_answer_in_pieces(make: Make) -> None:
     assert stream.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n") == 27
     request = b"GET /path?q=1 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer x\r\nB: \xfc\r\n\r\n"
     assert peer._take(len(request)) == request
-    peer.raw(b"HTTP/1.1 101 Yes\r\nSet-Cookie: a=1\r\n\r\n")
-    assert stream.recv(1) == b"H"
-    assert stream.recv(100) == b"TTP/1.1 101 Yes\r\n\r\n"
+    peer.raw(b"HTTP/1.1 101 Yes\r\nUpgrade: x\r\nSet-Cookie: a=1\r\nConnection: y\r\n\r\nmore")
+    # Whoever reads byte by byte looks for the end of a line.
+    assert [stream.recv(1) for _ in range(4)] == [b"HTTP/1.1 101 Yes\r", b"\n", b"upgrade: x\r", b"\n"]
+    assert stream.recv(5) == b"conne"
+    assert stream.recv(100) == b"ction: y\r\n\r\n"
     assert stream.recv(1) == b""
+    assert stream.holds_bytes, "the rest belongs to the WebSocket"
     assert stream.gettimeout() > 0
     stream.settimeout(0)
     assert stream.gettimeout() > 0
