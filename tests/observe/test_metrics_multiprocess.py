@@ -328,3 +328,26 @@ with pool() as p:
     lines = [line for line in out.splitlines() if "metrics" in line]
     assert len(lines) == 1
     assert re.search("not exported: FileNotFoundError.*missing", lines[0])
+
+
+def test_a_child_whose_parent_ran_no_hook_before_the_fork(multiprocess: RunProgram) -> None:
+    """uWSGI with py-call-osafterfork: only the child's half is run, whoever held the lock."""
+    multiprocess(
+        """
+p = pool()
+with p.connection(): pass
+holding, done = threading.Event(), threading.Event()
+def hold():
+    with metrics._guard():
+        holding.set()
+        done.wait(20)
+threading.Thread(target=hold).start()
+holding.wait(20)
+metrics._after_fork_in_child()
+metrics.publish()
+with p.connection(): pass
+done.set()
+p.close()
+assert value("checkouts_total", outcome="ok") == 2
+"""
+    )

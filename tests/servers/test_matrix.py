@@ -125,7 +125,7 @@ SERVERS = {
     "uwsgi": Server(uwsgi, THREADS),
     "uwsgi-lazy": Server(uwsgi, (*THREADS, "--lazy-apps")),
     "uwsgi-single": Server(uwsgi),
-    "uwsgi-opened": Server(uwsgi, (*THREADS, "--py-call-osafterfork"), opened=True, lost=2),
+    "uwsgi-opened": Server(uwsgi, (*THREADS, "--py-call-uwsgi-fork-hooks"), opened=True, lost=2),
     "mod_wsgi": Server(mod_wsgi, stop=signal.SIGWINCH),
     "waitress": Server(waitress, workers=1),
 }
