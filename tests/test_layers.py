@@ -42,6 +42,7 @@ FLOORS = {
     "metrics": 4,
     "web": 4,
     "status": 4,
+    "diagnosis": 4,
     "contrib": 5,
     "bridges": 5,
     "cli": 5,

@@ -19,6 +19,7 @@ COMMANDS = {
     "demo": "make the same spoken calls by hand and with the pool, and compare",
     "emulator": "serve the Realtime protocol on this machine",
     "bench": "measure the pool beside everything one would use instead",
+    "doctor": "find out what works and what does not, and what to do about it",
     "config": "print the settings in force and where each one comes from",
 }
 

@@ -104,6 +104,9 @@ class Dial:
         max_size: Bytes of the largest message the connection will accept.
         mask: Takes the secrets out of what the server says, before that is cut short:
             half a key is a secret too.
+
+    Attributes:
+        began: Phase (``dns``, ``tcp``, ``proxy``, ``tls``, ``handshake``) → when it began, in monotonic time.
     """
 
     def __init__(
@@ -126,6 +129,7 @@ class Dial:
         self._mask = mask
         self._stream: Stream | None = None
         self._phase = "dns"
+        self.began: dict[str, float] = {}
         self._aborted = threading.Event()
 
     def abort(self) -> None:
@@ -192,23 +196,28 @@ class Dial:
             "handshake": "WebSocket upgrade",
         }[self._phase]
 
+    def _begin(self, phase: str) -> None:
+        self._phase = phase
+        self.began[phase] = time.monotonic()
+
     def _open(self, end: float) -> Transport:
         endpoint = self._endpoint
-        proxy = self._proxy()
+        self._begin("dns")
+        proxy = self.proxy()
         host, port = (proxy.hostname or "", proxy.port or 80) if proxy else (endpoint.host, endpoint.port)
         addresses = resolve(host, port, end, self._aborted)
-        self._phase = "tcp"
+        self._begin("tcp")
         self._stream = stream = Stream(connect_tcp(addresses, end, self._aborted))
         if self._aborted.is_set():  # before the stream existed
             raise ConnectionAbortedError("aborted")
         if proxy:
-            self._phase = "proxy"
+            self._begin("proxy")
             self._tunnel(stream, proxy, end)
         if endpoint.secure:
-            self._phase = "tls"
+            self._begin("tls")
             assert self._context is not None
             stream.start_tls(self._context, endpoint.host, self._session, end)
-        self._phase = "handshake"
+        self._begin("handshake")
         stream.begin_upgrade(end, self._headers, endpoint.resource)
         transport = Transport(max_size=self._max_size, enable_multithread=True, skip_utf8_validation=True)
         # The URL's host is not ours on purpose: the library looks cookies up by
@@ -224,7 +233,7 @@ class Dial:
 
     # -- proxies
 
-    def _proxy(self) -> SplitResult | None:
+    def proxy(self) -> SplitResult | None:
         """The proxy that the environment names for this endpoint (as urllib reads it), if any."""
         proxies = getproxies_environment()
         url = proxies.get("https" if self._endpoint.secure else "http")
