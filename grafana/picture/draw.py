@@ -29,7 +29,7 @@ from prometheus_client import CollectorRegistry
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "observe"))
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "observe")]
 
 from browser import Browser  # noqa: E402
 from prometheus_server import Prometheus, scraping  # noqa: E402
@@ -133,7 +133,7 @@ def bundle(folder: Path) -> None:
 def photograph(url: str, size: tuple[int, int], ready: str, mode: str) -> bytes:
     """Open a page, wait until ``ready`` (JavaScript) is true, and take its picture."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        browser = Browser(Path(profile), *size)
+        browser = Browser(Path(profile), width=size[0], height=size[1])
         try:
             features = [{"name": "prefers-color-scheme", "value": mode}]
             browser.call("Emulation.setEmulatedMedia", features=features)

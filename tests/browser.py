@@ -17,9 +17,9 @@ import websocket
 
 
 class Browser:
-    """One window of it; its profile is kept in ``folder``."""
+    """One window of it; its profile is kept in ``folder``, ``more`` are further options."""
 
-    def __init__(self, folder: Path, width: int = 1000, height: int = 900) -> None:
+    def __init__(self, folder: Path, *more: str, width: int = 1000, height: int = 900) -> None:
         program = shutil.which("chromium")
         assert program, "the system package chromium is missing: make test installs it"
         options = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run")
@@ -27,6 +27,7 @@ class Browser:
             [
                 program,
                 *options,
+                *more,
                 f"--user-data-dir={folder}",
                 "--remote-debugging-port=0",
                 "--remote-allow-origins=*",
