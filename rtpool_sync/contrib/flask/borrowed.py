@@ -154,7 +154,9 @@ def watch(app: Flask) -> None:
 
 def _responding(response: Response) -> Response:
     borrowed = (_context() or {}).get(_KEY)
-    if borrowed is not None and response.is_streamed and any(note.is_out for note in borrowed.notes):
+    # What is passed through directly, a file, is closed without a word.
+    streams = response.is_streamed and not response.direct_passthrough
+    if borrowed is not None and streams and any(note.is_out for note in borrowed.notes):
         borrowed.deferred = True
         response.call_on_close(borrowed.finish)
     return response

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -23,15 +22,12 @@ Guard = Callable[[], Any]
 def mount(app: Flask, url_prefix: str, guard: Guard | None) -> None:
     """Show all pools of ``app`` below ``url_prefix``. If that was done before, one more guard has a say."""
     prefix = url_prefix.rstrip("/")
-    name = (
-        "realtime"
-        if prefix == "/realtime"
-        else "realtime" + re.sub(r"[^\w/-]", "_", prefix).replace("/", "_")
-    )
-    known = app.blueprints.get(name)
-    if isinstance(known, _Pages):
-        known.guards += [guard] if guard is not None else []
-        return
+    mounted = [pages for pages in app.blueprints.values() if isinstance(pages, _Pages)]
+    for pages in mounted:
+        if pages.prefix == prefix:
+            pages.guards += [guard] if guard is not None else []
+            return
+    name = f"realtime_{len(mounted) + 1}" if mounted else "realtime"
     app.register_blueprint(_Pages(name, prefix, guard))
 
 
@@ -40,6 +36,7 @@ class _Pages(Blueprint):
 
     def __init__(self, name: str, prefix: str, guard: Guard | None) -> None:
         super().__init__(name, __name__, url_prefix=prefix or None)
+        self.prefix = prefix
         self.guards = [guard] if guard is not None else []
         self.before_request(self._admit)
         for page in PAGES:

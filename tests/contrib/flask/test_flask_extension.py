@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from flask import Flask, Response, redirect, stream_with_context
+from flask import Flask, Response, abort, redirect, send_file, stream_with_context
 from werkzeug.exceptions import Unauthorized
+from werkzeug.serving import make_server
 
 from rtpool_sync import ConfigError, ConnectionReturned
 from rtpool_sync.contrib.flask import Realtime
@@ -198,6 +199,10 @@ async def consent() -> bool:
     return True
 
 
+async def refusal() -> bool:
+    return False
+
+
 @pytest.mark.parametrize(
     ("guard", "status"),
     [
@@ -208,6 +213,9 @@ async def consent() -> bool:
         (lambda: ("no", 401), 401),
         (lambda: redirect("/login"), 302),
         (lambda: Unauthorized(), 401),
+        (lambda: abort(418), 418),
+        (consent, 200),
+        (refusal, 403),
     ],
 )
 def test_a_guard_decides(server: RealtimeServer, guard: Callable[[], Any], status: int) -> None:
@@ -322,6 +330,31 @@ def test_a_stream_keeps_what_its_view_borrowed(
     eventually(lambda: extension.pool_of(app).stats().active_sessions == 0)
 
 
+def test_a_stream_that_nobody_reads(
+    realtime: tuple[Realtime, Flask], caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    extension, app = realtime
+    kept: list[Any] = []
+
+    @app.get("/stream")
+    def stream() -> Response:
+        kept.append(extension.acquire())
+        return Response(iter("abc"))
+
+    @app.get("/file")
+    def file() -> Response:
+        kept.append(extension.acquire())
+        (tmp_path / "file").write_text("text")
+        return send_file(tmp_path / "file")
+
+    client = app.test_client()
+    for ask in (lambda: client.head("/stream"), lambda: client.get("/file")):
+        caplog.clear()
+        ask().close()
+        assert len(leaks(caplog)) == 1
+        assert extension.pool_of(app).stats().active_sessions == 0
+
+
 def test_a_stream_that_borrows_itself(
     realtime: tuple[Realtime, Flask], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -357,6 +390,41 @@ def test_the_commands(realtime: tuple[Realtime, Flask], server: RealtimeServer) 
     assert done.exit_code == 1
     assert "not every pool" in done.output
     assert SECRET not in done.output
+
+
+def test_status_of_a_running_server(realtime: tuple[Realtime, Flask]) -> None:
+    extension, app = realtime
+    runner = app.test_cli_runner()
+
+    @app.get("/other/health")
+    def other() -> list[int]:
+        return []
+
+    with make_server("127.0.0.1", 0, app, threaded=True) as web:
+        thread = threading.Thread(target=web.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{web.server_port}"
+            with app.app_context(), extension.connection():
+                done = runner.invoke(args=["realtime", "status", "--url", f"{url}/realtime"])
+            assert (done.exit_code, done.output.splitlines()[0].partition(":")[0]) == (0, "healthy")
+            assert "default" in done.output
+            extension.pool_of(app).close()
+            done = runner.invoke(args=["realtime", "status", "--url", f"{url}/realtime/"])
+            assert (done.exit_code, done.output.splitlines()[0].partition(":")[0]) == (1, "unhealthy")
+            for wrong in (f"{url}/nowhere", f"{url}/other", "http://127.0.0.1:9", "file:///etc"):
+                assert runner.invoke(args=["realtime", "status", "--url", wrong]).exit_code == 1
+        finally:
+            web.shutdown()
+            thread.join()
+
+
+def test_two_prefixes_that_look_alike(server: RealtimeServer) -> None:
+    app = new_app(server)
+    Realtime(app, "/a/b", registry=False)
+    Realtime(app, "/a_b", name="support", guard=lambda: False, registry=False)
+    client = app.test_client()
+    assert [client.get(f"/{prefix}/health").status_code for prefix in ("a/b", "a_b")] == [200, 403]
 
 
 def test_an_application_that_is_dropped_takes_its_pool_along(server: RealtimeServer) -> None:
