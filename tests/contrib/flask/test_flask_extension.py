@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -469,3 +471,12 @@ def test_a_forked_child_has_connections_of_its_own(
         assert os.waitpid(pid, 0)[1] == 0
         assert conn.ping() < 5
     assert server.opened_total == 2
+
+
+def test_without_flask_the_extra_is_named() -> None:
+    program = "import sys; sys.modules['flask'] = None; import rtpool_sync.contrib.flask"
+    root = Path(__file__).parents[3]
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={"PYTHONPATH": str(root)}, capture_output=True, text=True
+    )
+    assert "pip install 'rtpool-sync[flask]'" in done.stderr.splitlines()[-1]
