@@ -18,9 +18,12 @@ SETTINGS = ("OPENAI_", "WEBSOCKET_", "RTPOOL_", "REALTIME_")
 
 @pytest.fixture(autouse=True)
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The runs inside know nothing of this one: no coverage, no settings."""
+    """The runs inside know nothing of this one: no coverage, no settings, and not that a robot reads them.
+
+    pytest repeats every message in full under its summary when CI or BUILD_NUMBER is set.
+    """
     for name in list(os.environ):
-        if name.startswith(("COV_", "COVERAGE_", "PYTEST_", *SETTINGS)):
+        if name.startswith(("COV_", "COVERAGE_", "PYTEST_", *SETTINGS)) or name in {"CI", "BUILD_NUMBER"}:
             monkeypatch.delenv(name)
     monkeypatch.delenv("PYTHONPATH", raising=False)
 
