@@ -215,7 +215,7 @@ class RealtimeConnection(Claim):
         """
         member = self._member
         transport = self._transport
-        if member is None or transport is None or self._is_inherited:
+        if member is None or transport is None or member.ledger.pid != getpid():
             self._borrowed()
             raise AssertionError("unreachable")
         opcode = TEXT
@@ -299,8 +299,9 @@ class RealtimeConnection(Claim):
                 return text
 
     def _receive(self, timeout: float | None) -> str | bytes:
-        transport = self._transport
-        if transport is None or transport.owner is not self._lease or self._is_inherited:
+        member, transport = self._member, self._transport
+        ours = member is not None and member.ledger.pid == getpid()
+        if not ours or transport is None or transport.owner is not self._lease:
             self._borrowed()  # now: not in line behind the receiver of a later session
             raise AssertionError("unreachable")
         try:

@@ -393,6 +393,12 @@ class Ledger:
         """Connections that are ready, or will be without connecting."""
         return len(self.members) - self.connecting - self.closing
 
+    def recount(self) -> None:
+        """Count what is counted by the way otherwise."""
+        states = [m.state for m in self.members]
+        counted = (State.CONNECTING, State.IN_USE, State.CLOSING)
+        self.connecting, self.in_use, self.closing = map(states.count, counted)
+
     def numbers(self) -> str:
         """The states in words, for error messages."""
         states = [m.state for m in self.members]

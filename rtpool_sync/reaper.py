@@ -334,10 +334,11 @@ class Reaper:
         self._drained = generation
 
     def _keep_house(self, now: float) -> None:
-        """Retire what nobody has used for long; find whoever is in no list, should an exception
-        ever have struck between two."""
+        """Retire what nobody has used for long; find whoever is in no list or counted wrong, should
+        an exception ever have struck in between."""
         ledger = self._ledger
         with ledger.lock:
+            ledger.recount()
             # The longest unused come first. Which of them are spare depends on the others:
             # a time arranged for each alone would be wrong as soon as one is lent.
             spare = max(0, len(ledger.idle) - ledger.config.min_idle)

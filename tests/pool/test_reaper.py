@@ -14,6 +14,7 @@ from rtpool_sync.connection import State
 from rtpool_sync.emulator import Faults, RealtimeServer
 from rtpool_sync.ledger import again
 from rtpool_sync.lifecycle import Lifecycle
+from rtpool_sync.loop import Loop
 from rtpool_sync.reaper import Reaper
 
 
@@ -84,7 +85,9 @@ def test_who_is_in_no_list_is_found_again() -> None:
                 member.transport.owner = None
             idle.state, resetting.state, closing.state = State.IDLE, State.RESETTING, State.CLOSING
         eventually(lambda: pool.stats().idle == 2, 10.0, repr(pool))
+        eventually(lambda: (ledger.in_use, ledger.closing) == (0, 1))
         eventually(lambda: pool.stats().total_connections == 2, 10.0, repr(pool))
+        assert (ledger.in_use, ledger.closing) == (0, 0)
 
 
 def test_an_error_of_a_protocols_own_kind_reaches_every_waiter() -> None:
@@ -217,3 +220,55 @@ def test_waking_a_loop_that_is_closed_or_choked_is_harmless() -> None:
     pool.close()
     reaper.wake()
     reaper.wake()
+
+
+# -- left asleep
+
+
+def test_a_borrower_does_not_wake_it_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    woken: list[Loop] = []
+    original = Loop.wake
+
+    def wake(loop: Loop) -> None:
+        woken.append(loop)
+        original(loop)
+
+    monkeypatch.setattr(Loop, "wake", wake)
+    with RealtimeServer() as server, plain(server.echo_url, max_connections=2) as pool:
+        for conn in [pool.acquire(10.0), pool.acquire(10.0)]:
+            pool.release(conn)
+        turned = pool.stats().reaper_last_run
+        eventually(lambda: pool.stats().reaper_last_run > turned + 0.5)
+        woken.clear()
+        with pool.connection(10.0) as conn, pool.connection(10.0) as other:
+            echo(conn)
+            echo(other)
+        assert woken == []
+        # Nothing is missed for it: what comes back is watched again, and its end is noticed.
+        server.close_all(1001)
+        eventually(lambda: pool.stats().counters.closed["lost"] == 2)
+
+
+@pytest.mark.parametrize("settings", [{"ping_interval": 0.5}, {"leak_threshold": 0.5}, {"min_idle": 2}])
+def test_a_borrower_wakes_it_when_it_would_come_too_late(settings: dict[str, Any]) -> None:
+    with RealtimeServer() as server, plain(server.echo_url, max_connections=3, **settings) as pool:
+        pool.wait(10.0)
+        reaper = pool._reaper
+        assert reaper is not None
+        eventually(lambda: not reaper.will_turn)
+        with pool.connection(10.0):
+            eventually(lambda: reaper.will_turn, 0.9)
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_what_comes_back_keeps_no_buffer(tls: bool) -> None:
+    with RealtimeServer(tls=tls) as server, plain(server.echo_url, ca_file=server.ca_file) as pool:
+        with pool.connection(10.0) as conn:
+            transport = conn._borrowed()[1]
+        for _ in range(2):  # also when it was watched all the time
+            with pool.connection(10.0) as conn:
+                conn.send("x" * 20_000)
+                assert len(conn.recv(10.0)) == 20_000
+                assert transport._view
+            eventually(lambda: not transport._view)
+        assert pool.stats().counters.health_checks["ok"] == 0
