@@ -357,9 +357,12 @@ class RealtimePool:
                     handle = ledger.take_idle(monotonic(), self)
                     if handle is None:
                         waiter = ledger.join_line(self, since, since + limit, waiter)
+                        # Otherwise it has nothing to do but what it is doing already.
+                        for_reaper = ledger.inbox or len(ledger.members) < ledger.config.max_connections
                 if handle is None:
                     assert waiter is not None
-                    self._wake()
+                    if for_reaper:
+                        self._wake()
                     waiter.gate.acquire(timeout=max(0.0, since + limit - monotonic()))
                     with ledger.lock:
                         handle = ledger.leave_line(waiter, limit)

@@ -243,6 +243,10 @@ def test_a_borrower_does_not_wake_it_for_nothing(monkeypatch: pytest.MonkeyPatch
         with pool.connection(10.0) as conn, pool.connection(10.0) as other:
             echo(conn)
             echo(other)
+            waiter = in_line(pool, pool.acquire, 10.0)  # nothing can be opened for it
+            pool.release(other)
+            assert waiter.result().id == other.id
+            pool.release(waiter.result())
         assert woken == []
         # Nothing is missed for it: what comes back is watched again, and its end is noticed.
         server.close_all(1001)
