@@ -9,12 +9,14 @@ Where things are:
 :mod:`.bridge`     the core: three threads, deadlines, how a call ends
 :mod:`.dialect`    what a vendor's protocol has to be able to do (``Dialect``)
 :mod:`.actions`    what passes between the two
-:mod:`.model`      what the model's events mean for the telephone
+:mod:`.line`       the connection to the model; :mod:`.model` what its events mean for the telephone
 :mod:`.outbox`     what waits to be sent; :mod:`.playback` how much of it was heard
-:mod:`.telephony`  the WebSocket of the telephony side
+:mod:`.telephony`  the WebSocket of the telephony side; :mod:`.incoming` a call that has just begun
 :mod:`.callbacks`, :mod:`.functions`  the application's part
-:mod:`.result`     what is left of a call
+:mod:`.result`     what is left of a call; :mod:`.recording` its sound
 :mod:`.twilio`     one vendor
+:mod:`.audiocodes` another: :mod:`.audiocodes_protocol` its messages, :mod:`.audiocodes_resume` a call over
+                   several WebSockets; :mod:`.resampling` for formats that are not the model's
 """
 
 from __future__ import annotations
@@ -22,14 +24,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .bridge import Bridge, Incoming
+    from .audiocodes import AudioCodesBridge
+    from .bridge import Bridge
     from .dialect import Dialect
     from .functions import Output
+    from .incoming import Incoming
     from .result import CallResult
     from .telephony import Telephony, TelephonyClosed
     from .twilio import TwilioBridge
 
 __all__ = [
+    "AudioCodesBridge",
     "Bridge",
     "CallResult",
     "Dialect",
@@ -41,10 +46,11 @@ __all__ = [
 ]
 
 _HOME = {
+    "AudioCodesBridge": "audiocodes",
     "Bridge": "bridge",
     "CallResult": "result",
     "Dialect": "dialect",
-    "Incoming": "bridge",
+    "Incoming": "incoming",
     "Output": "functions",
     "Telephony": "telephony",
     "TelephonyClosed": "telephony",

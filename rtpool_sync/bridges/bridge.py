@@ -25,13 +25,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..errors import ConnectionLost, ConnectionReturned, RecvTimeout, SessionExpired, redact
+from ..errors import ConnectionReturned, redact
 from .actions import (
     Activity,
     Audio,
@@ -53,16 +53,19 @@ from .actions import (
 from .callbacks import Callbacks
 from .dialect import Dialect
 from .functions import Functions
+from .incoming import Incoming, answer
+from .line import Line
 from .model import Model
 from .outbox import Outbox
 from .playback import MarkedPlayback, PacedPlayback, Playback
+from .recording import Recorder
 from .result import ENDINGS, CallResult
 from .telephony import Telephony, TelephonyClosed, adapt
 
 if TYPE_CHECKING:
     from ..connection import RealtimeConnection
 
-__all__ = ["Bridge", "Incoming"]
+__all__ = ["Bridge"]
 
 logger = logging.getLogger("rtpool_sync.bridges")
 monotonic = time.monotonic
@@ -75,46 +78,6 @@ LEAVING = 0.5
 ERRORS = 100
 #: Violations of the telephony protocol before the call is ended.
 VIOLATIONS = 100
-
-
-class Incoming:
-    """A call that has begun and has no Realtime session yet: see :meth:`Bridge.answer`.
-
-    Attributes:
-        started: What the telephony side said, with its custom parameters.
-    """
-
-    def __init__(self, telephony: Telephony, dialect: Dialect, started: CallStarted) -> None:
-        self.telephony = telephony
-        self.dialect = dialect
-        self.started = started
-
-    @property
-    def call_id(self) -> str:
-        return self.started.call_id
-
-    @property
-    def caller(self) -> str:
-        return self.started.caller
-
-    @property
-    def callee(self) -> str:
-        return self.started.callee
-
-    @property
-    def parameters(self) -> Mapping[str, str]:
-        return self.started.parameters
-
-    def session(self, **settings: Any) -> dict[str, Any]:
-        """Session settings for this call, see :meth:`Dialect.session`."""
-        return self.dialect.session(**settings)
-
-    def reject(self, reason: str = "") -> None:
-        """Do not take the call: hang up and close the WebSocket."""
-        with contextlib.suppress(Exception):
-            for message in self.dialect.encode(Hangup(reason)):
-                self.telephony.send(message)
-        self.telephony.close(1000, reason)
 
 
 class Bridge:
@@ -171,6 +134,7 @@ class Bridge:
         on_activity: Callable[[Any, str, Mapping[str, Any]], object] | None = None,
         on_event: Callable[[Any, Mapping[str, Any]], object] | None = None,
         barge_in: bool = True,
+        record: str | os.PathLike[str] | None = None,
         max_duration: float | None = None,
         start_timeout: float = 10.0,
         telephony_timeout: float = 10.0,
@@ -185,7 +149,6 @@ class Bridge:
         #: What is known of the call so far; returned by :meth:`run`.
         self.result = CallResult()
         self._telephony: Telephony = incoming.telephony if incoming else adapt(ws)
-        self._conn = conn
         self._greeting = greeting
         self._callbacks_of: dict[str, Callable[..., object] | None] = {
             "on_start": on_start,
@@ -197,7 +160,6 @@ class Bridge:
         self._max_duration = max_duration
         self._start_timeout = start_timeout
         self._telephony_timeout = telephony_timeout
-        self._realtime_timeout = realtime_timeout
         self._send_timeout = send_timeout
         self._max_lag = max_lag
         self._goodbye_timeout = goodbye_timeout
@@ -216,25 +178,24 @@ class Bridge:
         self._speaking_since = 0.0  # when the speaker's current send began; 0: none
         self._goodbye: tuple[float, Outbound, str] | None = None
         self._hangup_sent: float | None = None
-        self._line: deque[Mapping[str, Any] | str] = deque()  # events for the model
-        self._sending = threading.Lock()  # who has it sends what is in line; nobody waits for it
-        self._sending_since = 0.0
+        self._line = Line(conn, self._ended, self._end, realtime_timeout)
 
         name = self.dialect.name
         self._callbacks = Callbacks(name, self._callback_failed, self._callback_dropped)
+        self._recorder = Recorder(record, self._failed) if record is not None else None
         self._functions: Functions | None = None
         if on_function is not None:
             self._functions = Functions(
                 lambda called, arguments: on_function(self, called, arguments),
                 self._callbacks.task,
-                self._to_model,
+                self._line.send,
                 self.respond,
             )
         playback: Playback = MarkedPlayback() if self.dialect.flushes else PacedPlayback(self.dialect.lead)
         self._outbox = Outbox(playback, self.dialect)
         self._model = Model(
             outbox=self._outbox,
-            send=self._to_model,
+            send=self._line.send,
             notify=self._notify,
             failed=self._failed,
             end=self._end,
@@ -242,7 +203,7 @@ class Bridge:
             functions=self._functions,
             dialect=self.dialect,
             barge_in=barge_in,
-            cut=lambda: None,
+            cut=self._cut_recording,
         )
 
     def __repr__(self) -> str:
@@ -270,27 +231,7 @@ class Bridge:
             TelephonyClosed: The telephony side is gone; its WebSocket was closed.
             TimeoutError: No call began in time; the WebSocket was closed.
         """
-        spoken = dialect or cls.dialect_class()
-        telephony = adapt(ws)
-        end = monotonic() + timeout
-        try:
-            while True:
-                left = end - monotonic()
-                if left <= 0:
-                    raise TimeoutError(f"no call began within {timeout:g} s")
-                message = telephony.recv(left)
-                if message is None:
-                    continue
-                for action in spoken.decode(message, monotonic()):
-                    if isinstance(action, Reply):
-                        telephony.send(action.message)
-                    elif isinstance(action, CallEnded):
-                        raise TelephonyClosed(action.reason or "the call is over", clean=True)
-                    elif isinstance(action, CallStarted):
-                        return Incoming(telephony, spoken, action)
-        except BaseException:
-            telephony.close(1000, "")
-            raise
+        return answer(ws, dialect or cls.dialect_class(), timeout)
 
     def send(self, event: Mapping[str, Any]) -> None:
         """Send an event to the model. Any thread, also a callback's; it never waits for another sender.
@@ -301,7 +242,7 @@ class Bridge:
         """
         if self._ended.is_set():
             raise ConnectionReturned("the call is over")
-        self._to_model(json.dumps(event))
+        self._line.send(json.dumps(event))
 
     def respond(self, response: Mapping[str, Any] | None = None) -> None:
         """Have the model speak now: ``response.create``, with that ``response`` object if given."""
@@ -394,6 +335,8 @@ class Bridge:
         """Have everybody leave, and close. Each step is taken, whatever happens in another."""
         with contextlib.ExitStack() as steps:  # the last one first
             steps.callback(self._finish)
+            if self._recorder is not None:
+                steps.callback(self._recorder.close, self._callback_timeout)
             steps.callback(self._close_callbacks)
             steps.callback(self._telephony.close, 1000, "")
             steps.callback(self._leave, model, speaker)
@@ -408,7 +351,7 @@ class Bridge:
             self._telephony.abort()
         self._join(model, end - monotonic())
         if model.is_alive():
-            self._abort_model("the call is over")
+            self._line.abort("the call is over")
         for thread in (model, speaker):
             self._join(thread, 1.0)
             if thread.is_alive():
@@ -430,10 +373,6 @@ class Bridge:
         result.audio_in_ms = self.dialect.input_format.milliseconds(result.audio_in_bytes)
         result.audio_out_ms = self.dialect.output_format.milliseconds(result.audio_out_bytes)
 
-    def _abort_model(self, reason: str) -> None:
-        with contextlib.suppress(ConnectionReturned, ConnectionLost):
-            self._conn.abort(reason)
-
     def _check(self, now: float) -> None:
         """Look at every deadline. Called by two threads, so that each sees the other one hang."""
         if now - self._checked_at < 0.05:
@@ -444,15 +383,15 @@ class Bridge:
         if since and now - max(since, counts_from) > self._send_timeout:
             self._end("telephony_stalled", f"a send to the telephony side took {now - since:.1f} s")
             self._telephony.abort()
-        since = self._sending_since
+        since = self._line.sending_since
         if since and now - since > self._send_timeout:
             self._end("realtime_stalled", f"a send to the Realtime server took {now - since:.1f} s")
-            self._abort_model("send stalled")
+            self._line.abort("send stalled")
         if not self._started:
             if now - self._began > self._start_timeout:
                 self._end("no_start", f"no call began within {self._start_timeout:g} s")
         elif now - max(self._heard_at, counts_from) > self._telephony_timeout:
-            if self.dialect.continuous and not self._sending_since:
+            if self.dialect.continuous and not self._line.sending_since:
                 self._end("telephony_silent", f"nothing came for {now - self._heard_at:.1f} s")
         if self._max_duration is not None and now - self._began > self._max_duration:
             self._end("max_duration", f"the call lasted {self._max_duration:g} s")
@@ -527,6 +466,8 @@ class Bridge:
         result.call_id, result.stream_id = start.call_id, start.stream_id
         result.caller, result.callee = start.caller, start.callee
         result.parameters = dict(start.parameters)
+        if self._recorder is not None:
+            self._recorder.start(self.dialect.input_format, self.dialect.output_format)
         self._started = True
         self._notify("on_start")
         greeting = self._greeting
@@ -547,8 +488,11 @@ class Bridge:
                 return
         result.frames_in += 1
         result.audio_in_bytes += audio.size
+        if self._recorder is not None:
+            said_ms = audio.at_ms if audio.at_ms is not None else self._recording_ms()
+            self._recorder.caller(audio.payload, said_ms)
         # What a dialect calls audio is base64: it can be put between quotes as it is.
-        self._to_model(f'{{"type":"input_audio_buffer.append","audio":"{audio.payload}"}}')
+        self._line.send(f'{{"type":"input_audio_buffer.append","audio":"{audio.payload}"}}')
 
     def _violated(self, what: str) -> None:
         self.result.violations += 1
@@ -559,72 +503,26 @@ class Bridge:
     # -- the model: its events, and what it is sent
 
     def _follow_model(self) -> None:
-        recv, ended = self._conn.recv, self._ended
-        understand, wanted = self._model.understand, self._callbacks_of["on_event"] is not None
+        receive, understand, ended = self._line.receive, self._model.understand, self._ended
+        wanted = self._callbacks_of["on_event"] is not None
         try:
             while not ended.is_set():
                 try:
-                    event = recv(POLL)
-                except RecvTimeout:
-                    self._still_there()
-                except ConnectionLost as error:
-                    self._lost(error)
-                except ConnectionReturned as error:
-                    self._end("realtime_lost", "the connection was returned during the call", error)
+                    event = receive(POLL)
                 except ValueError as error:
                     self._failed(f"the Realtime server sent what is not JSON: {error}")
-                else:
-                    if isinstance(event, dict):
-                        understand(event)
-                        if wanted:
-                            self._notify("on_event", event)
+                    continue
+                if isinstance(event, dict):
+                    understand(event)
+                    if wanted:
+                        self._notify("on_event", event)
                 self._check(monotonic())
         finally:
             # The listener may hang in a receive that keeps no time, or in a send.
             if not self._listener_left.wait(LEAVING):
                 self._telephony.abort()
-                if self._sending_since:
-                    self._abort_model("the call is over")
-
-    def _still_there(self) -> None:
-        """Nothing came for a moment: ask whether somebody is there, now and then."""
-        try:
-            idle = self._conn.idle_seconds
-            if idle > self._realtime_timeout:
-                self._end("realtime_silent", f"nothing came for {idle:.1f} s, no ping was answered")
-                self._abort_model("no answer to pings")
-            elif idle > self._realtime_timeout / 2:
-                self._conn.ping(timeout=POLL)
-        except TimeoutError:
-            pass  # anything that arrives counts, at the next look
-        except ConnectionLost as error:
-            self._lost(error)
-        except ConnectionReturned as error:
-            self._end("realtime_lost", "the connection was returned during the call", error)
-
-    def _lost(self, error: ConnectionLost) -> None:
-        closed = error.code == 1000 and not isinstance(error, SessionExpired)
-        self._end("realtime_closed" if closed else "realtime_lost", str(error), error)
-
-    def _to_model(self, event: Mapping[str, Any] | str) -> None:
-        """Send an event. Of several threads one sends for all, in the order of their coming; nobody waits."""
-        line, sending = self._line, self._sending
-        line.append(event)
-        while line and sending.acquire(False):
-            try:
-                while line and not self._ended.is_set():
-                    self._sending_since = monotonic()
-                    self._conn.send(line.popleft())
-                    self._sending_since = 0.0
-            except ConnectionLost as error:
-                self._lost(error)
-            except ConnectionReturned as error:
-                self._end("realtime_lost", "the connection was returned during the call", error)
-            finally:
-                self._sending_since = 0.0
-                sending.release()
-            if self._ended.is_set():
-                line.clear()
+                if self._line.sending_since:
+                    self._line.abort("the call is over")
 
     # -- the speaker: outbox → telephony
 
@@ -653,8 +551,18 @@ class Bridge:
         if isinstance(action, Speech):
             self.result.frames_out += 1
             self.result.audio_out_bytes += action.size
+            if self._recorder is not None:
+                self._recorder.model(action.payload, self._recording_ms())
         elif isinstance(action, Mark):
             self.result.marks_sent += 1
+
+    def _recording_ms(self) -> float:
+        """The time of the recording: the caller's own clock, if there is one, as the wall clock shows it."""
+        return (monotonic() - (self._offset if self._offset is not None else self._began)) * 1000
+
+    def _cut_recording(self) -> None:
+        if self._recorder is not None:
+            self._recorder.cut(self._recording_ms())
 
     # -- telling the application
 

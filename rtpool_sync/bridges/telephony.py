@@ -158,12 +158,18 @@ class _WebSockets:
 
     def __init__(self, ws: Any) -> None:
         self._ws = ws
+        if getattr(ws, "close_timeout", None) is not None:
+            ws.close_timeout = CLOSING  # now: it counts from the peer's close frame, if that is the first
 
     def recv(self, timeout: float) -> str | bytes | None:
         try:
             message: str | bytes | None = self._ws.recv(timeout=timeout)
         except TimeoutError:
-            return None
+            # It says nothing of a close frame before the peer has ended the TCP connection as well.
+            closed = getattr(getattr(self._ws, "protocol", None), "close_rcvd", None)
+            if closed is None:
+                return None
+            raise TelephonyClosed(str(closed), clean=True, code=closed.code) from None
         except Exception as error:
             raise self._closed(error) from error
         return message
@@ -182,8 +188,6 @@ class _WebSockets:
 
     def close(self, code: int = 1000, reason: str = "") -> None:
         ws = self._ws
-        if getattr(ws, "close_timeout", None) is not None:
-            ws.close_timeout = CLOSING
         with contextlib.suppress(Exception):
             sock = getattr(ws, "socket", None)
             if sock is None or select.select([], [sock], [], CLOSE_FRAME)[1]:
