@@ -45,6 +45,7 @@ class Callbacks:
         self._worker: threading.Thread | None = None
         self._running: dict[threading.Thread, str] = {}
         self._closed = False
+        self._logged: set[str] = set()
 
     def notify(self, what: str, callback: Callable[..., Any], *args: Any) -> None:
         """Have ``callback(*args)`` called after all notifications before it."""
@@ -98,7 +99,10 @@ class Callbacks:
         try:
             callback(*args)
         except BaseException as error:
-            logger.warning("%s failed in call %s", what, self._name, exc_info=error)
+            first = what not in self._logged
+            self._logged.add(what)  # one that fails would most often fail at every event
+            level = logging.WARNING if first else logging.DEBUG
+            logger.log(level, "%s failed in a call of %s", what, self._name, exc_info=error)
             self._failed(what, error)
 
     def close(self, timeout: float) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -72,6 +73,8 @@ class Model:
         self._muted: dict[str, float] = {}  # interrupted items, and when
         self._cancelled: set[str] = set()
         self._hearing: dict[str, str] = {}  # transcripts in the making, by item
+        self._truncations: deque[Event] = deque()  # not acknowledged
+        self._too_early: list[Event] = []  # refused while the item was not complete
 
     @property
     def quiet(self) -> bool:
@@ -164,9 +167,13 @@ class Model:
             self._failed(f"a response failed: {error.get('code')} {error.get('message') or ''}".strip())
         if self._functions is not None:
             self._functions.response_over(response["id"])
-        if self._again and not self._active:
-            self._again = False
-            self.respond()
+        if not self._active:
+            too_early, self._too_early = self._too_early, []
+            for truncation in too_early:
+                self._truncate(truncation)
+            if self._again:
+                self._again = False
+                self.respond()
 
     def _said(self, event: Event) -> None:
         self._notify("on_transcript", "assistant", event.get("transcript") or "")
@@ -189,7 +196,7 @@ class Model:
         self._result.barge_ins += 1
         self._cut()
         for cut in stopped.cuts:
-            self._send(
+            self._truncate(
                 {
                     "type": "conversation.item.truncate",
                     "item_id": cut.item_id,
@@ -197,6 +204,14 @@ class Model:
                     "audio_end_ms": cut.heard_ms,
                 }
             )
+
+    def _truncate(self, truncation: Event) -> None:
+        self._truncations.append(truncation)
+        self._send(truncation)
+
+    def _truncated(self, event: Event) -> None:
+        if self._truncations:  # they are answered in order
+            self._truncations.popleft()
 
     def _speech_stopped(self, event: Event) -> None:
         self._outbox.put(CallerSpeech("stopped"))
@@ -226,7 +241,14 @@ class Model:
         if ours and code == _COLLISION:
             # The model has begun to answer by itself meanwhile. What was asked for comes after that.
             self._again = bool(self._active)
-        elif code not in _HARMLESS:
+            return
+        # The errors of a truncation have no code and no event_id of their own.
+        if self._truncations and "truncat" in str(error.get("message")).lower():
+            truncation = self._truncations.popleft()
+            if self._active:  # of an item that is not complete: again when it is
+                self._too_early.append(truncation)
+                return
+        if code not in _HARMLESS:
             self._failed(f"the Realtime server: {code} {error.get('message') or ''}".strip())
 
 
@@ -240,6 +262,7 @@ _HANDLERS: dict[str, Callable[[Model, Event], None]] = {
     "input_audio_buffer.speech_started": Model._speech_started,
     "input_audio_buffer.speech_stopped": Model._speech_stopped,
     "input_audio_buffer.committed": Model._committed,
+    "conversation.item.truncated": Model._truncated,
     "conversation.item.input_audio_transcription.delta": Model._hears,
     "conversation.item.input_audio_transcription.completed": Model._heard,
     "error": Model._error,

@@ -9,7 +9,10 @@ The session has to say so for both directions, which
 from __future__ import annotations
 
 import base64
+import hashlib
+import hmac
 import json
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
@@ -30,10 +33,38 @@ from .actions import (
 from .bridge import Bridge
 from .dialect import Dialect
 
-__all__ = ["TwilioBridge", "TwilioDialect"]
+__all__ = ["TwilioBridge", "TwilioDialect", "verify_signature"]
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 _b64decode = base64.b64decode
+
+
+def verify_signature(
+    url: str, auth_token: str, signature: str | None, parameters: Mapping[str, str] | None = None
+) -> bool:
+    """Whether a request carries Twilio's signature: the upgrade of a stream, or a webhook.
+
+    Refuse the upgrade otherwise, before the WebSocket is accepted: whoever can open one speaks
+    with the model at your expense.
+
+    Args:
+        url: The public address, exactly as in the TwiML or in Twilio's console: for a stream
+            ``wss://…``, also where the application sees ``http://`` behind a proxy. From your
+            configuration, never from headers that a proxy or a caller can choose.
+        auth_token: Of the Twilio account.
+        signature: The header ``X-Twilio-Signature``, or ``None`` if there is none.
+        parameters: Of a webhook's form; a stream's upgrade has none.
+
+    Raises:
+        ValueError: There is no auth token: nothing could be verified.
+
+    Source: https://www.twilio.com/docs/usage/webhooks/webhooks-security
+    """
+    if not auth_token:
+        raise ValueError("verify_signature needs the account's auth token")
+    said = url + "".join(name + value for name, value in sorted((parameters or {}).items()))
+    right = base64.b64encode(hmac.digest(auth_token.encode(), said.encode(), hashlib.sha1))
+    return hmac.compare_digest(right, (signature or "").encode())
 
 
 class TwilioDialect(Dialect):
@@ -111,7 +142,9 @@ class TwilioDialect(Dialect):
             return (Violation("media whose payload is not base64"),)
         try:
             at_ms = float(media["timestamp"])
-        except (KeyError, ValueError, TypeError):
+        except (KeyError, ValueError, TypeError, OverflowError):
+            at_ms = None
+        if at_ms is not None and not math.isfinite(at_ms):
             at_ms = None
         return (Audio(payload, size, at_ms),) if size else ()  # type: ignore[arg-type]
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from twilio.request_validator import RequestValidator
 
 from rtpool_sync.bridges import TwilioBridge
 from rtpool_sync.bridges.actions import (
@@ -27,7 +28,7 @@ from rtpool_sync.bridges.actions import (
     SpeechEnd,
     Violation,
 )
-from rtpool_sync.bridges.twilio import TwilioDialect
+from rtpool_sync.bridges.twilio import TwilioDialect, verify_signature
 
 START = {
     "event": "start",
@@ -223,3 +224,33 @@ def test_the_session_speaks_mu_law_both_ways() -> None:
             "output": {"format": {"type": "audio/pcmu"}, "voice": "marin"},
         },
     }
+
+
+def test_signatures_are_those_of_twilios_own_package() -> None:
+    url, token = "wss://voice.example.com/stream", "12345"
+    signature = RequestValidator(token).compute_signature(url, {})
+    assert verify_signature(url, token, signature)
+    assert RequestValidator(token).validate(url, {}, signature)
+    for wrong in (url + "/", url.replace("wss", "https"), "wss://evil.example.com/stream"):
+        assert not verify_signature(wrong, token, signature)
+    assert not verify_signature(url, "other", signature)
+    for header in (None, "", "x", "ü", signature[:-1]):
+        assert not verify_signature(url, token, header)
+    with pytest.raises(ValueError, match="auth token"):
+        verify_signature(url, "", signature)
+
+
+def test_signatures_of_webhooks() -> None:
+    url, form = "https://voice.example.com/incoming", {"To": "+1", "CallSid": "CA1", "From": "+2"}
+    signature = RequestValidator("12345").compute_signature(url, form)
+    assert verify_signature(url, "12345", signature, form)
+    assert not verify_signature(url, "12345", signature, {**form, "From": "+3"})
+    assert not verify_signature(url, "12345", signature)
+
+
+@pytest.mark.parametrize("timestamp", ["nan", "inf", "-inf", "x", "", None, [], 10**400])
+def test_timestamps_that_are_none(dialect: TwilioDialect, timestamp: Any) -> None:
+    media = {"track": "inbound", "timestamp": timestamp, "payload": "/////w=="}
+    (audio,) = dialect.decode(json.dumps({"event": "media", "streamSid": "MZ1", "media": media}), 0.0)
+    assert isinstance(audio, Audio)
+    assert audio.at_ms is None
