@@ -506,7 +506,8 @@ def config_error(problems: list[str]) -> ConfigError:
     """The one error that reports all ``problems``."""
     if len(problems) == 1:
         return ConfigError(problems[0])
-    return ConfigError("\n  - ".join([f"{len(problems)} settings cannot be used:", *problems]))
+    text = "\n  - ".join([f"{len(problems)} settings cannot be used:", *problems])
+    return ConfigError(text, problems=problems)
 
 
 def unknown_field(name: object, source: str | None = None) -> str:

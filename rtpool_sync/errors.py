@@ -11,6 +11,7 @@ No message holds the API key: texts that come from a server pass through
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 __all__ = [
     "AuthenticationError",
@@ -36,7 +37,15 @@ class RtpoolError(Exception):
 
 
 class ConfigError(RtpoolError, ValueError):
-    """A setting is missing, unknown or out of range. All faults are reported at once."""
+    """A setting is missing, unknown or out of range. All faults are reported at once.
+
+    Attributes:
+        problems: One text for each fault; they are what the message consists of.
+    """
+
+    def __init__(self, message: str = "", *, problems: Iterable[str] = ()) -> None:
+        super().__init__(message)
+        self.problems: tuple[str, ...] = tuple(problems) or ((message,) if message else ())
 
 
 # -- checking a connection out ------------------------------------------------

@@ -41,7 +41,7 @@ from .errors import ConfigError
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["load", "load_with_sources"]
+__all__ = ["load", "load_with_sources", "pool_names"]
 
 logger = logging.getLogger("rtpool_sync")
 
@@ -110,6 +110,30 @@ def load_with_sources(
         overrides.clear()  # type: ignore[attr-defined]
         raise outcome
     return outcome
+
+
+def pool_names(*, settings: Any = None, files: Files | None = None) -> list[str]:
+    """Return ``default`` and the pools that have a table of their own, in files or in ``settings``.
+
+    Args and what is read are as for :func:`load`; faults are its business too, and pass in silence here.
+    """
+    names = {"default": None}
+    tables = [
+        section[key]
+        for path in _paths(files, [])
+        for document in _parsed(path, [])
+        for _, section in _sections(path, document)
+        for key in section
+        if key.upper() == POOLS_KEY
+    ]
+    if settings is not None:
+        tables.append(_lookup(settings, POOLS_KEY))
+    for table in tables:
+        if isinstance(table, Mapping):
+            names.update(
+                (name, None) for name in table if isinstance(name, str) and not name.startswith("dynaconf_")
+            )
+    return list(names)
 
 
 # -- layers -------------------------------------------------------------------

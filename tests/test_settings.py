@@ -16,7 +16,7 @@ import pytest
 
 from rtpool_sync.config import RETIRED_MODELS, SETTINGS, Secret, Setting
 from rtpool_sync.errors import ConfigError
-from rtpool_sync.settings import load, load_with_sources
+from rtpool_sync.settings import load, load_with_sources, pool_names
 
 ROOT = Path(__file__).parent.parent
 # Global, so that they are no local variable of a frame whose variables a test looks at.
@@ -755,3 +755,27 @@ def test_the_examples_in_the_documentation_work(write: Write, monkeypatch: pytes
             assert set(sources.values()) != {"default"} or "realtime_pools" in source
             load("support", files=[name])
             assert config.connect_url
+
+
+def test_names_of_the_pools(monkeypatch: pytest.MonkeyPatch, write: Write) -> None:
+    assert pool_names() == ["default"]
+    write(
+        "[default.realtime_pools]\ndynaconf_merge = true\n[default.realtime_pools.support]\nmin_idle = 1\n"
+        "[production.REALTIME_POOLS.sales]\nmin_idle = 1\n",
+    )
+    assert pool_names() == ["default", "support"]
+    monkeypatch.setenv("ENV_FOR_DYNACONF", "production")
+    host = {"REALTIME_POOLS": {"own": {}, "default": {}, 3: {}}}
+    assert pool_names(settings=host) == ["default", "support", "sales", "own"]
+    assert pool_names(settings={"REALTIME_POOLS": "wrong"}, files=()) == ["default"]
+
+
+def test_every_problem_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError) as one:
+        load(min_idle=-1)
+    assert one.value.problems == (str(one.value),)
+    monkeypatch.setenv("WEBSOCKET_PING_TIMEOUT", "30s")
+    with pytest.raises(ConfigError) as two:
+        load(min_idle=-1)
+    assert len(two.value.problems) == 2
+    assert all(problem in str(two.value) for problem in two.value.problems)

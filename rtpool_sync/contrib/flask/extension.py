@@ -131,7 +131,7 @@ class Realtime:
             ValueError: It is not a connection of a pool of this extension.
         """
         pool = getattr(conn, "_pool", None)
-        if not isinstance(pool, borrowed.NotingPool) or pool.name != self.name:
+        if not isinstance(pool, borrowed.FlaskPool) or pool.name != self.name:
             raise ValueError(f"not a connection of {self!r}")
         pool.release(conn)
 
@@ -146,7 +146,7 @@ class Realtime:
 
     def _make(self, config: PoolConfig, registry: Any = None) -> RealtimePool:
         registry = self._registry if registry is None else registry
-        return borrowed.NotingPool(config, name=self.name, protocol=self._protocol, registry=registry)
+        return borrowed.FlaskPool(config, name=self.name, protocol=self._protocol, registry=registry)
 
 
 class Pools(Mapping[str, RealtimePool]):
