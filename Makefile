@@ -1,7 +1,7 @@
 # Nothing has to be installed or activated first: every target makes what it needs in $(VENV).
 #
 #   make test                        make test ARGS='tests/test_pool.py -k fork'
-#   make flask-voice
+#   make flask-voice                 or django-text
 #   make demo                        make demo ARGS=--real     (needs OPENAI_API_KEY; costs money)
 #   make test PYTHON=python3.13 VENV=.venv-3.13
 #   make bench ARGS=--quick          make bench ARGS='pools idle'
@@ -18,7 +18,7 @@ export PYTHON
 INPUTS := setup.cfg setup.py pyproject.toml .ci/venv
 remake_if_gone = $(if $(shell $(1)/bin/python -c 'print(1)' 2>/dev/null),,remake)
 
-.PHONY: help demo flask-voice test bench lint types coverage docs dashboard-shot clean remake
+.PHONY: help demo flask-voice django-text test bench lint types coverage docs dashboard-shot clean remake
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -29,6 +29,9 @@ demo: $(VENV)/.stamp-cli,emulator,speed ## the main job in a minute: 40 spoken c
 
 flask-voice: $(VENV)/.stamp-flask,emulator,speed ## the example web application: http://127.0.0.1:5000, PORT=8000 for another
 	@$(VENV)/bin/python docs/examples/flask_voice/app.py
+
+django-text: $(VENV)/.stamp-django,emulator,speed ## the same in Django, in text: http://127.0.0.1:8000
+	@$(VENV)/bin/python docs/examples/django_text/run.py
 
 test: $(VENV)/.stamp-test ## every test, with coverage
 	@.ci/venv packages tests/system-packages.txt
