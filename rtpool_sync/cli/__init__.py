@@ -20,6 +20,7 @@ COMMANDS = {
     "emulator": "serve the Realtime protocol on this machine",
     "bench": "measure the pool beside everything one would use instead",
     "doctor": "find out what works and what does not, and what to do about it",
+    "watch": "show what the pools of a running application are doing",
     "config": "print the settings in force and where each one comes from",
 }
 
