@@ -41,7 +41,7 @@ from .errors import ConfigError
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["load", "load_with_sources", "pool_names"]
+__all__ = ["load", "load_with_sources", "places", "pool_names"]
 
 logger = logging.getLogger("rtpool_sync")
 
@@ -136,6 +136,16 @@ def pool_names(*, settings: Any = None, files: Files | None = None) -> list[str]
     return list(names)
 
 
+def places(files: Files | None = None) -> list[str]:
+    """Return what :func:`load` reads of files: ``settings.toml``, ``settings.toml [default]`` and so on."""
+    return [
+        place
+        for path in _paths(files, [])
+        for document in _parsed(path, [])
+        for place, _ in _sections(path, document)
+    ]
+
+
 # -- layers -------------------------------------------------------------------
 
 
@@ -203,7 +213,13 @@ def _resolve(
             day,
             instead,
         )
-    return config, {key: sources.get(key, "default") for key in SETTINGS}
+    told = {key: sources.get(key, "default") for key in SETTINGS}
+    if (
+        told["min_session_time"] == "default"
+        and config.min_session_time < SETTINGS["min_session_time"].default
+    ):
+        told["min_session_time"] = "default, at most half of max_connection_age"
+    return config, told
 
 
 # -- environment --------------------------------------------------------------
@@ -356,12 +372,20 @@ class _Merged:
 
     def feed(self, setting: Setting, value: Any, source: str, merge: Any, problems: list[str]) -> None:
         """Put a value on top of what earlier files say."""
+        earlier = self._leaves(setting.name) - set(_leaves(value))  # dynaconf will write into value
         try:
             self._dynaconf.set(setting.name, value, merge=bool(merge), dotted_lookup=False, validate=False)
         except Exception as error:  # a converter of dynaconf refused it: "@int twenty"
             problems.append(f"{source}: dynaconf cannot read it ({type(error).__name__})")
         else:
-            self._sources[setting.name] = source
+            merged = earlier & self._leaves(setting.name)
+            self._sources[setting.name] = f"{self._sources[setting.name]} and {source}" if merged else source
+
+    def _leaves(self, name: str) -> set[tuple[str, ...]]:
+        try:
+            return set(_leaves(self._dynaconf.get(name)))
+        except Exception:  # what cannot be evaluated is told of later
+            return set()
 
     def layer(self, problems: list[str]) -> _Layer:
         layer = _Layer(specific=self._specific)
@@ -373,6 +397,15 @@ class _Merged:
             else:
                 layer.put(SETTINGS[name], _as_text(SETTINGS[name], value), source)
         return layer
+
+
+def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterable[tuple[str, ...]]:
+    """The paths of the entries of a table that are no tables."""
+    if isinstance(value, Mapping):
+        for key in value:
+            yield from _leaves(value[key], (*path, str(key)))
+    elif path:
+        yield path
 
 
 def _without_boxes(value: Any) -> Any:

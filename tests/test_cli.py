@@ -146,6 +146,80 @@ def test_config_shows_values_sources_and_no_secret(
     assert line.split()[1] == "7"
 
 
+def test_config_shows_every_source(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], elsewhere: Path
+) -> None:
+    """Each kind of place a value can come from, the strongest of them named; nothing secret."""
+    (elsewhere / "settings.toml").write_text(
+        """
+        websocket_close_timeout = 4
+        [default]
+        websocket_max_connections = 5
+        websocket_max_waiting = 6
+        websocket_ping_interval = 7
+        realtime_headers = {X-Team = "team-secret-0123"}
+        realtime_session = {instructions = "kindly"}
+        [production]
+        websocket_max_waiting = 60
+        websocket_url = "wss://gateway/v1?api-key=query-secret-0123"
+        realtime_session = {temperature = 1, dynaconf_merge = true}
+        [production.realtime_pools.voice]
+        max_connections = 8
+        [staging]
+        websocket_max_waiting = 600
+        """
+    )
+    (elsewhere / ".secrets.toml").write_text(f'[default]\nopenai_api_key = "{KEY}"\n')
+    monkeypatch.setenv("ENV_FOR_DYNACONF", "production")
+    monkeypatch.setenv("WEBSOCKET_PING_INTERVAL", "70")
+    monkeypatch.setenv("WEBSOCKET_MAX_CONNECTION_AGE", "100")
+
+    def shown(*arguments: str) -> dict[str, tuple[str, str]]:
+        assert main(["config", "--json", *arguments]) == 0
+        out = capsys.readouterr().out
+        assert KEY not in out
+        assert "secret-0123" not in out
+        return {row["name"]: (row["value"], row["source"]) for row in json.loads(out)}
+
+    general = {
+        "close_timeout": ("4", "settings.toml websocket_close_timeout"),
+        "max_connections": ("5", "settings.toml [default] websocket_max_connections"),
+        "max_waiting": ("60", "settings.toml [production] websocket_max_waiting"),
+        "ping_interval": ("70", "environment variable WEBSOCKET_PING_INTERVAL"),
+        "api_key": ("'***'", ".secrets.toml [default] openai_api_key"),
+        "headers": ("{'X-Team': '***'}", "settings.toml [default] realtime_headers"),
+        "url": ("'wss://gateway/v1?api-key=***'", "settings.toml [production] websocket_url"),
+        "session": (
+            "{'instructions': 'kindly', 'temperature': 1}",
+            "settings.toml [default] realtime_session and settings.toml [production] realtime_session",
+        ),
+        "min_session_time": ("50", "default, at most half of max_connection_age"),
+        "connect_timeout": ("10", "default"),
+    }
+    found = shown()
+    assert {name: found[name] for name in general} == general
+    found = shown("--pool", "voice")
+    voice = ("8", "settings.toml [production.realtime_pools.voice] max_connections")
+    assert found.pop("max_connections") == voice
+    assert found["max_waiting"] == general["max_waiting"]
+
+    assert main(["config"]) == 0
+    assert (
+        "Read: settings.toml, settings.toml [default], settings.toml [production], .secrets.toml, "
+        ".secrets.toml [default] (ENV_FOR_DYNACONF=production)\n"
+    ) in capsys.readouterr().out
+    assert main(["config", "--pool", "vocie"]) == 0
+    out = capsys.readouterr().out
+    assert "No table realtime_pools.vocie: these are the general settings. Pools with one: voice" in out
+
+
+def test_config_where_nothing_is_set(capsys: pytest.CaptureFixture[str], elsewhere: Path) -> None:
+    assert main(["config"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == f"Read: no file (there is no settings.toml and no .secrets.toml in {elsewhere})"
+    assert lines[2].startswith("Missing: no API key: set the environment variable OPENAI_API_KEY")
+
+
 def test_config_reports_every_fault(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -225,6 +225,14 @@ def test_settings_of_a_named_pool(doctor: Run, elsewhere: Path) -> None:
     assert found["pool"] == "support"
     assert "model = 'mini', from settings.toml" in found["settings"]["detail"]
     assert "session settings were accepted" in found["session"]["detail"]
+    assert "no table" not in found["settings"]["detail"]
+
+
+def test_a_pool_that_no_table_is_about(doctor: Run) -> None:
+    """It is made of the general settings; and if that was a slip, one should know."""
+    with RealtimeServer() as server:
+        found = doctor("--pool", "suport", code=0, OPENAI_BASE_URL=server.base_url)
+    assert "there is no table realtime_pools.suport" in found["settings"]["detail"]
 
 
 # -- settings

@@ -322,7 +322,11 @@ def test_what_dynaconf_can_do_in_files(monkeypatch: pytest.MonkeyPatch, write: W
         "instructions": "kindly",
     }
     assert type(config.session["audio"]["output"]).__module__.startswith("rtpool_sync")
-    assert sources["session"] == "settings.toml [production] realtime_session"
+    # Two tables have made the one and the last of them the other, and each is named.
+    assert sources["session"] == (
+        "settings.toml [default] realtime_session and settings.toml [production] realtime_session"
+    )
+    assert sources["headers"] == "settings.toml [production] realtime_headers"
     assert config.headers == {"X-Region": KEY}
     assert load("a").reveal_key() == "123456"
     assert load("a").session == {"voice": "cedar"}

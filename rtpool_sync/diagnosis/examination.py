@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ..config import SETTINGS, PoolConfig
 from ..errors import ConfigError, redact
-from ..settings import load_with_sources
+from ..settings import load_with_sources, pool_names
 from ..transport.dial import make_context
 from . import route, service
 from .findings import Finding
@@ -46,7 +46,7 @@ def diagnose(name: str = "default", *, turn: bool = True, timeout: float = 30.0)
             )
             yield Finding("settings", "failed", str(error), advice)
             return
-        yield _settings(config, sources, notes.texts, time.monotonic() - began)
+        yield _settings(name, config, sources, notes.texts, time.monotonic() - began)
         for finding in route.explore(config, context, sources, mask):
             yield _masked(finding, mask)
             if finding.status == "failed":
@@ -70,7 +70,9 @@ class _Notes(logging.Handler):
         self.texts.append(record.getMessage())
 
 
-def _settings(config: PoolConfig, sources: dict[str, str], notes: list[str], seconds: float) -> Finding:
+def _settings(
+    pool: str, config: PoolConfig, sources: dict[str, str], notes: list[str], seconds: float
+) -> Finding:
     shown = config.describe()
     lines = [config.redacted_url]
     lines += [
@@ -78,6 +80,8 @@ def _settings(config: PoolConfig, sources: dict[str, str], notes: list[str], sec
     ]
     if sources["model"] == "default" and config.url is None:
         lines.append(f"model = {shown['model']}, the default")
+    if pool not in pool_names():
+        lines.append(f"there is no table realtime_pools.{pool}: these are the general settings")
     status = "warning" if notes else "ok"
     return Finding("settings", status, "\n".join(lines), "\n".join(notes), seconds)
 
