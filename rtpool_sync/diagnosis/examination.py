@@ -41,10 +41,8 @@ def diagnose(name: str = "default", *, turn: bool = True, timeout: float = 30.0)
             secure = urlsplit(config.connect_url).scheme == "wss"
             context = make_context(config.ca_file) if secure else None
         except ConfigError as error:
-            advice = (
-                "`rtpool config` shows what is set where; docs/settings.md has all settings and their values."
-            )
-            yield Finding("settings", "failed", str(error), advice)
+            advice = "Correct it where it says it is set; docs/settings.md has all settings and their values."
+            yield Finding("settings", "failed", str(error), advice, time.monotonic() - began)
             return
         yield _settings(name, config, sources, notes.texts, time.monotonic() - began)
         for finding in route.explore(config, context, sources, mask):

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import collections
+import contextlib
+import json
 import os
+import queue
 import signal
+import socket
+import threading
 import time
 from pathlib import Path
 
 import pytest
-from server_process import Asking, Load, ServerProcess, eventually
+from server_process import PATIENCE, Asking, Load, ServerProcess, eventually
 from serving import GRACEFUL, MAX_CONNECTIONS, SLOW, WORKERS, gunicorn, settings
 
 from rtpool_sync.emulator import RealtimeServer
@@ -49,6 +54,20 @@ def test_restarts_under_load(options: tuple[str, ...], emulator: RealtimeServer,
     assert ends(emulator) <= POLITE
 
 
+@CLASSES
+def test_workers_that_retire(options: tuple[str, ...], emulator: RealtimeServer, tmp_path: Path) -> None:
+    """--max-requests: each ends after so many, in the middle of the load."""
+    often = ("--max-requests", "40", "--max-requests-jitter", "10")
+    with gunicorn(tmp_path, settings(emulator, "plain"), *options, *often) as process:
+        load = Load(process, requests=3000 if SLOW else 300).join()
+        assert load.failures == []
+        process.signal(signal.SIGTERM)
+        assert process.wait(GRACEFUL) == 0
+    eventually(lambda: emulator.open == 0)
+    assert len(emulator.closed) == emulator.opened_total
+    assert ends(emulator) <= POLITE
+
+
 def workers(process: ServerProcess) -> set[int]:
     """The processes that the server has forked."""
     pid = process.process.pid
@@ -79,6 +98,27 @@ def test_conversations_are_closed_before_the_worker_is_killed(
         assert "still in use are closed: 3 (graceful_timeout=4)" in process.log.read_text()
     eventually(lambda: emulator.open == 0)
     assert len(emulator.closed) == 4
+    assert ends(emulator) <= POLITE
+
+
+@MANY
+def test_who_waits_in_line_is_told_before_the_worker_is_killed(
+    options: tuple[str, ...], emulator: RealtimeServer, tmp_path: Path
+) -> None:
+    graceful = ("--graceful-timeout", "4")
+    with gunicorn(tmp_path, settings(emulator, "plain"), *options, *graceful, workers=1) as process:
+        talking = [Asking(process, "/listen", seconds=60) for _ in range(MAX_CONNECTIONS)]
+        eventually(lambda: sum(c.frames_out for c in emulator.connections) == MAX_CONNECTIONS)
+        waiting = [Asking(process, "/hurry", seconds=60) for _ in range(3)]
+        eventually(lambda: b'rtpool_waiting_checkouts{pool="default"} 3.0' in process.get("/metrics")[1])
+        process.signal(signal.SIGTERM)
+        for asking in waiting:
+            with pytest.raises(AssertionError, match=r"PoolClosed.*closed while waiting"):
+                asking.answer()
+        for asking in talking:
+            assert asking.answer()["error"] == "ConnectionLost"
+        assert process.wait(GRACEFUL) == 0
+    eventually(lambda: emulator.open == 0)
     assert ends(emulator) <= POLITE
 
 
@@ -131,3 +171,31 @@ def test_a_worker_that_hangs_is_replaced(
         assert set(found) <= POLITE
     else:
         assert set(found) <= {*POLITE, (1006, "network")}
+
+
+def test_a_worker_that_hangs_while_it_connects(emulator: RealtimeServer, tmp_path: Path) -> None:
+    """Its caller is in the middle of a checkout when gunicorn's signal raises SystemExit there."""
+    reached: queue.SimpleQueue[socket.socket] = queue.SimpleQueue()
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    reached.put(mute.accept()[0])
+
+        threading.Thread(target=accept, daemon=True).start()
+        url = f"ws://127.0.0.1:{mute.getsockname()[1]}/"
+        environment = {"POOL": json.dumps({"protocol": "plain", "url": url, "connect_timeout": 60})}
+        with gunicorn(tmp_path, environment, *SYNC, "--timeout", "2") as process:
+            before = workers(process)
+            asking = Asking(process, "/echo")
+            with reached.get(timeout=PATIENCE) as peer:
+                with pytest.raises((ConnectionError, AssertionError)):
+                    asking.answer()
+                eventually(lambda: len(workers(process)) == WORKERS and len(workers(process) - before) == 1)
+                peer.settimeout(PATIENCE)
+                while peer.recv(65536):  # the request for an upgrade, then the end
+                    pass
+            process.signal(signal.SIGTERM)
+            assert process.wait(GRACEFUL) == 0
+        mute.shutdown(socket.SHUT_RDWR)
