@@ -6,6 +6,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import wave
@@ -296,11 +297,21 @@ def test_demo_real_is_the_same_demo_with_the_users_settings(
     assert KEY not in out
 
 
-@pytest.mark.parametrize("calls", ["0", "-1", "x"])
-def test_demo_refuses_nonsense(calls: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("value", ["0", "-1", "x", "1.5", "1e9"])
+@pytest.mark.parametrize("option", ["--calls", "--threads", "--connections"])
+def test_demo_refuses_nonsense(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
-        main(["demo", "--calls", calls])
+        main(["demo", option, value])
     assert exit.value.code == 2
+    assert f"{value!r} is not a whole number from 1 to" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["-1", "x", "nan", "inf"])
+def test_demo_refuses_a_latency(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["demo", f"--latency={value}"])
+    assert exit.value.code == 2
+    assert f"{value!r} is not a number of milliseconds" in capsys.readouterr().err
 
 
 @contextmanager
@@ -347,6 +358,33 @@ def test_emulator_serves_until_it_is_told_to_stop() -> None:
         out, err = process.communicate(timeout=20)
     assert (process.returncode, err) == (0, "")
     assert out == "1 connections were opened, at most 1 at a time.\n"
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "--port=99999",
+        "--port=-1",
+        "--port=x",
+        "--latency=nan",
+        "--latency=-1",
+        "--session-seconds=0",
+        "--max-sessions=1.5",
+    ],
+)
+def test_emulator_refuses_nonsense(argument: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(["emulator", argument])
+    assert exit.value.code == 2
+    assert f"{argument.partition('=')[2]!r} is not a" in capsys.readouterr().err
+
+
+def test_emulator_cannot_listen(capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert main(["emulator", "--port", str(port)]) == 1
+    err = capsys.readouterr().err
+    assert err == f"rtpool: cannot listen on 127.0.0.1, port {port}: Address already in use\n"
 
 
 # -- how it is shown

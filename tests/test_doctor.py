@@ -276,7 +276,7 @@ def test_nonsense(value: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit:
         main(["doctor", "--timeout", value])
     assert exit.value.code == 2
-    assert "number of seconds above 0" in capsys.readouterr().err
+    assert "is not a number of seconds from" in capsys.readouterr().err
 
 
 # -- name and TCP

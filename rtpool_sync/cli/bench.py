@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from . import _report
+from ._arguments import whole
 
 __all__ = ["add_arguments", "run"]
 
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--quick", action="store_true", help="a minute instead of ten; figures too rough to keep"
     )
-    parser.add_argument("--rounds", type=int, metavar="N", help="how often everybody takes a turn (7)")
+    parser.add_argument("--rounds", type=whole(1, 1000), metavar="N", help="turns that everybody takes (7)")
     parser.add_argument(
         "--out", type=Path, default=Path("build/bench"), metavar="DIR", help="for JSON and SVG (build/bench)"
     )

@@ -27,6 +27,7 @@ from typing import Any
 
 from ..config import PoolConfig
 from ..pool import RealtimePool
+from ._arguments import real, whole
 from ._report import progress, table
 
 __all__ = ["add_arguments", "run"]
@@ -90,14 +91,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--real", action="store_true", help="call the OpenAI API, with OPENAI_API_KEY; this costs money"
     )
-    parser.add_argument("--calls", type=_positive, metavar="N", help="calls on each side (40; with --real 6)")
-    parser.add_argument("--threads", type=_positive, metavar="N", help="callers at a time (8; with --real 3)")
     parser.add_argument(
-        "--connections", type=_positive, metavar="N", help="of the pool, at most (as many as threads)"
+        "--calls", type=whole(1, 100_000), metavar="N", help="calls on each side (40, real 6)"
+    )
+    parser.add_argument("--threads", type=whole(1, 1000), metavar="N", help="callers at a time (8, real 3)")
+    parser.add_argument(
+        "--connections", type=whole(1, 1000), metavar="N", help="of the pool, at most (as many as threads)"
     )
     parser.add_argument(
         "--latency",
-        type=float,
+        type=real(0, 10_000, "a number of milliseconds"),
         default=60.0,
         metavar="MS",
         help="the embedded server's round trip (60)",
@@ -378,10 +381,3 @@ def _show(by_hand: Phase, pooled: Phase) -> None:
 
 def _ms(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds * 1000:.0f} ms"
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number

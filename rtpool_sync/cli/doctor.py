@@ -8,6 +8,7 @@ import shutil
 import textwrap
 
 from ..diagnosis import Finding, diagnose
+from ._arguments import real
 
 __all__ = ["add_arguments", "run"]
 
@@ -24,7 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="do not have the model answer, which costs a fraction of a cent",
     )
     parser.add_argument(
-        "--timeout", type=_seconds, default=30.0, metavar="S", help="for the answer, and for the reset (30)"
+        "--timeout",
+        type=real(0.001, 86400, "a number of seconds"),
+        default=30.0,
+        metavar="S",
+        help="for the answer, and for the reset (30)",
     )
 
 
@@ -63,13 +68,3 @@ def _show(finding: Finding) -> None:
     for text in finding.advice.splitlines():
         print(textwrap.fill(text, width, initial_indent=f"{INDENT}→ ", subsequent_indent=f"{INDENT}  "))
     print(end="", flush=True)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
-    return seconds

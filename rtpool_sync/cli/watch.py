@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ._arguments import real
 from ._remote import Address, Application, printable
 from ._report import table
 from ._sight import STATES, Sight, failed, labels, number, span
@@ -20,6 +21,7 @@ from ._sight import STATES, Sight, failed, labels, number, span
 __all__ = ["add_arguments", "run"]
 
 FIGURES = ("at most", "waiting", "oldest wait", "sessions", "failed", "connect errors", "leaks")
+SECONDS = real(0.05, 86400, "a number of seconds")
 #: Lines between two headings, where there is no terminal to draw on.
 HEADING = 20
 
@@ -30,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--once", action="store_true", help="print the figures and end")
     parser.add_argument("--json", action="store_true", help="for programs: a document a line")
-    parser.add_argument("--interval", type=_seconds, default=1.0, metavar="S", help="between two looks (1)")
-    parser.add_argument("--timeout", type=_seconds, default=5.0, metavar="S", help="for an answer (5)")
+    parser.add_argument("--interval", type=SECONDS, default=1.0, metavar="S", help="between two looks (1)")
+    parser.add_argument("--timeout", type=SECONDS, default=5.0, metavar="S", help="for an answer (5)")
     parser.add_argument(
         "--header",
         type=_headers,
@@ -207,13 +209,3 @@ def _header(text: str, where: str) -> tuple[str, str]:
     if not value.isprintable() or not value.isascii():
         raise argparse.ArgumentTypeError(f"{where}the value of {name} has characters that no header may have")
     return name, value
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0.05 <= seconds <= 86400:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds from 0.05 to 86400")
-    return seconds

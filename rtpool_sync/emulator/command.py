@@ -6,7 +6,7 @@ import argparse
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 __all__ = ["add_arguments", "main", "run"]
 
@@ -14,10 +14,14 @@ __all__ = ["add_arguments", "main", "run"]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options on anybody's parser."""
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8080, help="port to listen on, 0 for any (8080)")
+    parser.add_argument("--port", type=_number(int, 0, 65535), default=8080, help="port, 0 for any (8080)")
     parser.add_argument("--tls", action="store_true", help="serve wss, with a certificate made for this run")
     parser.add_argument(
-        "--latency", type=float, default=0.0, metavar="MS", help="simulated round trip, in milliseconds (0)"
+        "--latency",
+        type=_number(float, 0, 10_000),
+        default=0.0,
+        metavar="MS",
+        help="simulated round trip, in milliseconds (0)",
     )
     parser.add_argument(
         "--api-key", action="append", metavar="KEY", help="let in only this key; may be repeated (any)"
@@ -26,10 +30,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model", action="append", metavar="NAME", help="know only this model; may be repeated (any)"
     )
     parser.add_argument(
-        "--session-seconds", type=float, default=3600.0, metavar="S", help="longest session (3600)"
+        "--session-seconds",
+        type=_number(float, 0.001, 1e9),
+        default=3600.0,
+        metavar="S",
+        help="longest session (3600)",
     )
     parser.add_argument(
-        "--max-sessions", type=int, metavar="N", help="refuse more sessions at a time (no limit)"
+        "--max-sessions",
+        type=_number(int, 0, 1_000_000),
+        metavar="N",
+        help="refuse more sessions at a time (no limit)",
     )
     parser.add_argument("--realtime", action="store_true", help="send audio no faster than it plays")
 
@@ -55,6 +66,11 @@ def run(options: argparse.Namespace) -> int:
         number: signal.signal(number, lambda *_: done.set()) for number in (signal.SIGTERM, signal.SIGINT)
     }
     try:
+        try:
+            server.start()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise OSError(f"cannot listen on {options.host}, port {options.port}: {reason}") from error
         with server:
             print(f"Realtime server at {server.url}; Ctrl-C ends it. To talk to it:")
             print(f"  export OPENAI_BASE_URL={server.base_url}")
@@ -70,6 +86,22 @@ def run(options: argparse.Namespace) -> int:
             signal.signal(number, handler)
     print(f"{server.opened_total} connections were opened, at most {server.max_open} at a time.")
     return 0
+
+
+def _number(kind: type[int] | type[float], low: float, high: float) -> Callable[[str], float]:
+    """Return a converter of arguments that takes numbers from ``low`` to ``high``."""
+
+    def convert(text: str) -> float:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = float("nan")
+        if not low <= value <= high:
+            name = "a whole number" if kind is int else "a number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not {name} from {low:g} to {high:g}")
+        return value
+
+    return convert
 
 
 def main(argv: Sequence[str] | None = None) -> int:
