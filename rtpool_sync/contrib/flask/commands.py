@@ -20,6 +20,13 @@ from ...errors import ConfigError, RtpoolError
 __all__ = ["group"]
 
 
+def _above_0(context: click.Context, option: click.Parameter, seconds: float) -> float:
+    """Check a time to wait; click's own ranges let NaN through."""
+    if not 0 < seconds <= 86400:
+        raise click.BadParameter(f"{seconds:g} is not a number of seconds above 0, at most 86400")
+    return seconds
+
+
 #: For an application's ``cli``. Each command runs in an application context.
 group = AppGroup("realtime", help="The Realtime pools of this application.")
 
@@ -39,7 +46,9 @@ def status(url: str | None) -> None:
 
 
 @group.command()
-@click.option("--timeout", type=float, default=30.0, show_default=True, help="Seconds for each pool.")
+@click.option(
+    "--timeout", type=float, callback=_above_0, default=30.0, show_default=True, help="Seconds for each pool."
+)
 def check(timeout: float) -> None:
     """Check the settings, then open one connection for each pool."""
     pools = current_app.extensions["realtime"]
@@ -57,7 +66,8 @@ def check(timeout: float) -> None:
                 click.echo(f"  ready in {ready * 1e3:.0f} ms, ping {conn.ping() * 1e3:.1f} ms")
         except (RtpoolError, TimeoutError) as error:
             failed = True
-            click.echo(f"  {error}" + (f" ({error.__cause__})" if error.__cause__ else ""))
+            cause = str(error.__cause__ or "")
+            click.echo(f"  {error}" + (f" ({cause})" if cause not in str(error) else ""))
         finally:
             pool.close()
     if failed:

@@ -392,7 +392,13 @@ def test_the_commands(realtime: tuple[Realtime, Flask], server: RealtimeServer) 
     done = runner.invoke(args=["realtime", "check", "--timeout", "1"])
     assert done.exit_code == 1
     assert "not every pool" in done.output
+    told = next(line for line in done.output.splitlines() if line.startswith("  "))
+    assert told.count("Connection refused") == 1
     assert SECRET not in done.output
+    for nonsense in ("0", "-1", "nan", "inf"):
+        done = runner.invoke(args=["realtime", "check", "--timeout", nonsense])
+        assert done.exit_code == 2
+        assert "is not a number of seconds" in done.output
 
 
 def test_status_of_a_running_server(realtime: tuple[Realtime, Flask]) -> None:

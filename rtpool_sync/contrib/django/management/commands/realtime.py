@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Sequence
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -35,7 +35,7 @@ class Command(BaseCommand):
         check = actions.add_parser("check", help="check the settings, then open one connection for each pool")
         check.add_argument("pool", nargs="*", help="names of pools (all)")
         check.add_argument("--settings-only", action="store_true", help="open nothing")
-        check.add_argument("--timeout", type=float, default=30.0, help="seconds for each pool (30)")
+        check.add_argument("--timeout", type=_seconds, default=30.0, help="seconds for each pool (30)")
         config = actions.add_parser("config", help="the settings in force and where each comes from")
         config.add_argument("pool", nargs="*", help="names of pools (all)")
         config.add_argument("--json", action="store_true", help="for programs")
@@ -117,8 +117,9 @@ class Command(BaseCommand):
                     )
             except RtpoolError as error:
                 failed = True
-                cause = f" ({error.__cause__})" if error.__cause__ else ""
-                self.stdout.write(self.style.ERROR(f"  {error}{cause}"))
+                cause = str(error.__cause__ or "")
+                also = f" ({cause})" if cause not in str(error) else ""
+                self.stdout.write(self.style.ERROR(f"  {error}{also}"))
             finally:
                 one.close()
         if failed:
@@ -153,3 +154,13 @@ class Command(BaseCommand):
 
 def _dumps(document: object) -> str:
     return json.dumps(document, indent=2)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= 86400:
+        raise ArgumentTypeError(f"{text!r} is not a number of seconds above 0, at most 86400")
+    return seconds
