@@ -29,6 +29,7 @@ from rtpool_sync import RealtimePool
 from rtpool_sync.cli import main
 from rtpool_sync.cli._remote import Address, Application, NotWatched
 from rtpool_sync.cli._sight import Sight
+from rtpool_sync.cli.watch import _Lines
 from rtpool_sync.emulator import RealtimeServer
 from rtpool_sync.emulator.tls import Certificate
 from rtpool_sync.web import monitoring_app
@@ -435,7 +436,7 @@ def test_what_it_says_is_shown_and_not_obeyed(capsys: pytest.CaptureFixture[str]
 # -- again and again
 
 
-def test_several_processes_are_added_up(emulator: RealtimeServer) -> None:
+def test_several_processes_are_added_up(emulator: RealtimeServer, capsys: pytest.CaptureFixture[str]) -> None:
     """And what happened in between is counted for each by itself."""
     pools = [RealtimePool(base_url=emulator.base_url, api_key="sk-x", max_connections=n) for n in (2, 3)]
     apps = [monitoring_app(pool) for pool in pools]
@@ -460,6 +461,12 @@ def test_several_processes_are_added_up(emulator: RealtimeServer) -> None:
         assert pool["per_second"]["sessions"] > 0
         assert pool["per_second"]["failed"] == 0
         assert list(sight.history["default"]) == [1, 2, 2, 2]
+        lines = _Lines()
+        lines.show(sight)
+        lines.show(sight)
+        shown = capsys.readouterr().out
+        assert shown.count("answers from 2 processes, added up from here on") == 1
+        assert shown.count("default      healthy") == 2
         # A process that began anew has no rate to tell.
         pools[0].close()
         apps[0] = monitoring_app(RealtimePool(base_url=emulator.base_url, api_key="sk-x", max_connections=2))

@@ -134,12 +134,16 @@ class _Lines:
 
     def __init__(self) -> None:
         self._left = 0
+        self._processes = 1
 
     def show(self, sight: Sight) -> None:
         moment = time.strftime("%H:%M:%S")
         if sight.trouble is not None:
             print(f"{moment}  {sight.trouble}", flush=True)
             return
+        if sight.processes != self._processes:
+            self._processes = sight.processes
+            print(f"{moment}  answers from {sight.processes} processes, added up from here on")
         for name, pool in sight.pools().items():
             if not self._left:
                 print(self.HEAD)
