@@ -455,6 +455,8 @@ class RealtimeConnection(Claim):
         protocol = member.protocol
         now = monotonic()
         silent_at = min(end, now + patience)
+        if not isinstance(session, Mapping):
+            raise TypeError(f"session must be a mapping of session settings, not {type(session).__name__}")
         protocol.configure(session, now)
         while protocol.pending:
             try:

@@ -198,6 +198,8 @@ def _resolve(
         for record in records:
             record.pop("url", None)
 
+    if name != "default" and not table_in_files.values and not table_in_host.values:
+        _warn_of_name(name, pool_names(settings=settings, files=files))
     ambient = {key for key, level in rank.items() if not layers[level].specific}
     config, faults = PoolConfig.check(
         values, sources, ambient, plain_secrets(*(layer.values for layer in layers))
@@ -245,6 +247,13 @@ def _warn_of_slip(place: str, key: str) -> None:
         close = difflib.get_close_matches(key.upper(), [*KEYS, POOLS_KEY], n=1, cutoff=0.93)
         if close:
             logger.warning("%s %s is not a setting of rtpool_sync; did you mean %s?", place, key, close[0])
+
+
+def _warn_of_name(name: str, tables: list[str]) -> None:
+    """Log the name of a pool that is nearly that of a table. To have none is no error: see :func:`load`."""
+    close = difflib.get_close_matches(name, tables, n=1, cutoff=0.8)
+    if close and name not in tables and close[0].strip("0123456789") != name.strip("0123456789"):
+        logger.warning("pool %r has no table of its own; did you mean %r?", name, close[0])
 
 
 # -- files --------------------------------------------------------------------
@@ -446,6 +455,9 @@ def _read_host(settings: Any, name: str, problems: list[str]) -> tuple[_Layer, _
             continue  # os.environ.get("…") in a settings module: not set
         value = _as_text(setting, _before_cast(settings, key, setting, value))
         general.put(setting, _without_boxes(value), f"application setting {key}")
+    if isinstance(settings, Mapping):
+        for key in [key for key in settings if str(key).startswith(("REALTIME_", "WEBSOCKET_"))]:
+            _warn_of_slip("application setting", key)
     pools = _lookup(settings, POOLS_KEY)
     if pools is not None:
         where = f"application setting {POOLS_KEY}"

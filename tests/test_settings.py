@@ -491,6 +491,30 @@ def test_what_is_general_is_not_sent_to_any_server(monkeypatch: pytest.MonkeyPat
     assert load(settings={"OPENAI_API_KEY": "host"}).upgrade_headers(False) == []
 
 
+def test_the_name_of_a_pool_that_is_nearly_one(write: Write, caplog: pytest.LogCaptureFixture) -> None:
+    """Any name will do, with the general settings; but a slip should not go unnoticed."""
+    write(
+        "[default.realtime_pools.support]\nmax_connections = 3\n[default.realtime_pools.line1]\nmin_idle = 1"
+    )
+    for name in ("support", "default", "sales", "line2"):
+        load(name)
+    assert caplog.messages == []
+    assert load("suport").min_idle == 0
+    assert load("helpdsk", settings={"REALTIME_POOLS": {"helpdesk": {"min_idle": 1}}}).min_idle == 0
+    assert caplog.messages == [
+        "pool 'suport' has no table of its own; did you mean 'support'?",
+        "pool 'helpdsk' has no table of its own; did you mean 'helpdesk'?",
+    ]
+
+
+def test_an_application_setting_that_is_nearly_one(caplog: pytest.LogCaptureFixture) -> None:
+    load(settings={"REALTIME_MAX_CONECTIONS": 3, "REALTIME_CURRENCY": "EUR", "DEBUG": True, 5: 6})
+    assert caplog.messages == [
+        "application setting REALTIME_MAX_CONECTIONS is not a setting of rtpool_sync; "
+        "did you mean REALTIME_MAX_CONNECTIONS?"
+    ]
+
+
 # -- the application's settings -----------------------------------------------
 
 

@@ -639,6 +639,23 @@ def test_session_settings_that_are_refused() -> None:
         assert pool.stats().in_use == 0
 
 
+@pytest.mark.parametrize(
+    ("session", "error", "said"),
+    [
+        ("kindly", TypeError, "session must be a mapping of session settings, not str"),
+        ([], TypeError, "not list"),
+        ({"instructions": object()}, TypeError, "object"),
+        ({"temperature": float("nan")}, ValueError, "JSON"),
+    ],
+)
+def test_session_settings_that_are_none(session: Any, error: type[Exception], said: str) -> None:
+    with RealtimeServer() as server, realtime(server, max_connections=1) as pool:
+        with pytest.raises(error, match=said):
+            pool.acquire(10.0, session=session)
+        with pool.connection(10.0):  # nothing is lost
+            assert pool.stats().in_use == 1
+
+
 def test_a_pool_with_waiters_is_not_forgotten() -> None:
     with RealtimeServer() as server:
         pool: RealtimePool | None = plain(server.echo_url, max_connections=1)

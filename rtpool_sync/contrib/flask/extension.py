@@ -10,7 +10,7 @@ from typing import Any
 
 from flask import Flask, current_app, has_app_context
 
-from ...config import PoolConfig, hide_secrets
+from ...config import SETTINGS, PoolConfig, config_error, hide_secrets, unknown_field
 from ...connection import RealtimeConnection
 from ...pool import RealtimePool
 from ...protocols.base import Protocol
@@ -34,6 +34,10 @@ class Realtime:
             may see it: anything true. Anything false answers 403; a response answers instead of the page.
         protocol, registry, settings: As of :class:`~rtpool_sync.RealtimePool`; the settings win over
             those of the application.
+
+    Raises:
+        ConfigError: There is no such setting.
+        TypeError: ``guard`` cannot be called.
     """
 
     def __init__(
@@ -48,6 +52,9 @@ class Realtime:
         **settings: Any,
     ) -> None:
         hide_secrets(settings)
+        slips = [unknown_field(key) for key in settings if key not in SETTINGS]
+        if slips:  # values are looked at with all the others, at first use
+            raise config_error(slips)
         if guard is not None and not callable(guard):
             raise TypeError(f"guard must be a callable or None, not {type(guard).__name__}")
         self.name = name

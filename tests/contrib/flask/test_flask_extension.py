@@ -487,3 +487,8 @@ def test_without_flask_the_extra_is_named() -> None:
         [sys.executable, "-c", program], env={"PYTHONPATH": str(root)}, capture_output=True, text=True
     )
     assert "pip install 'rtpool-sync[flask]'" in done.stderr.splitlines()[-1]
+
+
+def test_a_slip_in_a_keyword_is_found_at_once() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'max_connections'"):
+        Realtime(max_conections=3, api_key=SECRET)
