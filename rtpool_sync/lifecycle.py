@@ -260,8 +260,7 @@ class Lifecycle:
         if reason is not None:
             self.begin_close(member, now, reason)
             return
-        if self._note_pong(member, now):
-            self._loop.at(member, now)  # what was arranged was the end of our patience
+        answered = self._note_pong(member, now)
         member.incomplete = transport.has_unread and not greeting
         if member.incomplete:  # half a message: the rest decides
             member.close_by = now + self._ledger.config.reset_timeout
@@ -269,6 +268,8 @@ class Lifecycle:
             self._loop.watch(member)
             return
         self._loop.watch(member)  # a borrower it was taken from may have kept it from being watched
+        if answered:
+            self._arrange_look(member, now)  # what was arranged was the end of our patience
         with self._ledger.lock:
             self._ledger.offer(member, now)
 
@@ -309,13 +310,18 @@ class Lifecycle:
         if reason is not None:
             self.begin_close(member, now, reason)
             return
-        # What a borrower's keepalive has arranged may be later than a check is due.
-        member.next_ping_at = min(member.next_ping_at, now + config.health_check_interval)
         if not member.ping_sent and now >= member.next_ping_at:
             member.ping_sent = True
             member.pinged_at = now
             member.next_ping_at = now + config.health_check_interval
             transport.send_keepalive()
+        self._arrange_look(member, now)
+
+    def _arrange_look(self, member: PooledConnection, now: float) -> None:
+        """Note when to look at an idle connection again."""
+        # What a borrower's keepalive has arranged may be later than a check is due.
+        check_at = now + self._ledger.config.health_check_interval
+        member.next_ping_at = min(member.next_ping_at, check_at)
         due = self._answer_by(member) if member.ping_sent else member.next_ping_at
         due = min(due, member.usable_until, member.close_by if member.incomplete else math.inf)
         self._loop.at(member, max(due, now + 0.001))

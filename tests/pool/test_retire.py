@@ -18,6 +18,7 @@ from websockets.sync.server import ServerConnection, serve
 
 from rtpool_sync import ConnectError, PoolTimeout, RealtimePool
 from rtpool_sync.emulator import RealtimeServer
+from rtpool_sync.lifecycle import Lifecycle
 from rtpool_sync.lifecycle import usable_until as original_usable_until
 
 
@@ -199,6 +200,25 @@ def test_checks_come_no_more_often_than_asked() -> None:
         began = time.monotonic()
         eventually(lambda: pool.stats().counters.health_checks["ok"] >= 2)
         assert time.monotonic() - began >= 0.3
+
+
+def test_a_check_takes_one_look_at_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answer says when the next one is due: a thousand idle connections feel the difference."""
+    looks = 0
+    look = Lifecycle._look_idle
+
+    def counted(*args: Any) -> None:
+        nonlocal looks
+        looks += 1
+        look(*args)
+
+    with RealtimeServer() as server, plain(server.echo_url, health_check_interval=0.1) as pool:
+        use(pool)
+        eventually(lambda: pool.stats().counters.health_checks["ok"] >= 1)
+        before = pool.stats().counters.health_checks["ok"]
+        monkeypatch.setattr(Lifecycle, "_look_idle", counted)
+        eventually(lambda: pool.stats().counters.health_checks["ok"] >= before + 5)
+        assert looks <= pool.stats().counters.health_checks["ok"] - before + 2
 
 
 def test_a_check_is_due_in_time_also_after_a_session() -> None:
