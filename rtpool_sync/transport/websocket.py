@@ -189,11 +189,14 @@ class Transport(websocket.WebSocket):
     @property
     def is_clean(self) -> bool:
         """Whether nothing of the last session is left in this object: not a byte either way."""
-        if self.damaged or self._end_reason is not None or self._control:
+        stream = self.sock
+        if stream is None or self.damaged or self._end_reason is not None or self._control:
             return False
-        if self.readlock.locked() or self._write_lock.locked() or self.has_unread:
+        if self.readlock.locked() or self._write_lock.locked() or stream.unsent or stream.holds_bytes:
             return False
-        return self.sock is not None and not self.sock.unsent
+        return not (
+            self._inbox or self._stop > self._pos or self._large is not None or self._parts is not None
+        )
 
     def is_quiet(self, *, kept: bool = False) -> bool:
         """Whether nothing has arrived since it was idle, and nobody is receiving.
