@@ -103,6 +103,7 @@ class RealtimePool:
         **overrides: Any,
     ) -> None:
         kind = _protocol(protocol)
+        _check_names(name, registry)
         if config is not None and not isinstance(config, PoolConfig):
             raise ConfigError(f"config must be a PoolConfig, not {type(config).__name__}")
         try:
@@ -602,6 +603,16 @@ def _protocol(protocol: str | Protocol) -> Protocol:
 
         return RealtimeProtocol()
     raise ConfigError(f"protocol must be 'realtime', 'plain' or a Protocol object, not {protocol!r}")
+
+
+def _check_names(name: object, registry: object) -> None:
+    if not isinstance(name, str) or not name.isprintable():
+        raise ConfigError(f"name must be text on one line, not {name!r}")
+    if registry not in (None, False) and not callable(getattr(registry, "register", None)):
+        raise ConfigError(
+            f"registry must be a prometheus_client registry, None for its default one, or False for none, "
+            f"not {type(registry).__name__}"
+        )
 
 
 def _seconds(value: float) -> float:

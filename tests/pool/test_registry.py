@@ -77,6 +77,9 @@ def test_a_pool_of_a_protocol_object() -> None:
         ({"config": {"max_connections": 1}}, "must be a PoolConfig"),
         ({"max_conections": 1}, "max_connections"),
         ({"max_connections": 0}, "max_connections"),
+        ({"name": 5}, "name must be text on one line, not 5"),
+        ({"name": "a\nb"}, "name must be text on one line"),
+        ({"registry": "mine"}, "registry must be a prometheus_client registry, .* not str"),
     ],
 )
 def test_what_a_pool_cannot_be_made_of(arguments: dict[str, Any], message: str) -> None:
