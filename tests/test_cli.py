@@ -119,6 +119,24 @@ def test_a_reader_that_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (done.stderr, done.returncode) == (b"", 1)
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_an_encoding_without_our_characters(encoding: str) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "WEBSOCKET_URL": "ws://127.0.0.1:9"}
+    argv = [sys.executable, "-m", "rtpool_sync", "doctor"]
+    done = subprocess.run(
+        argv, env={**environment, "OPENAI_API_KEY": KEY}, capture_output=True, encoding=encoding, check=False
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "? Nothing listens there" in done.stdout
+
+
+def test_no_standard_output_at_all() -> None:
+    """`rtpool config >&-`, and services that are started without."""
+    argv = ["sh", "-c", 'exec "$0" -m rtpool_sync config >&-', sys.executable]
+    done = subprocess.run(argv, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 # -- config
 
 

@@ -477,10 +477,12 @@ def test_several_processes_are_added_up(emulator: RealtimeServer, capsys: pytest
 
 
 @contextmanager
-def watching(*arguments: str, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+def watching(
+    *arguments: str, terminal: str = "xterm-256color", **options: Any
+) -> Iterator[subprocess.Popen[bytes]]:
     argv = [sys.executable, "-u", "-m", "rtpool_sync", "watch", "--interval", "0.1", *arguments]
     # xdist sets the width; rich prefers that to the terminal's.
-    environment = clean_environment(TERM="xterm-256color", COLUMNS="120", LINES="40")
+    environment = clean_environment(TERM=terminal, COLUMNS="120", LINES="40")
     with subprocess.Popen(argv, env=environment, **options) as process:
         try:
             yield process
@@ -564,6 +566,24 @@ def test_on_a_terminal(ending: signal.Signals, pool: RealtimePool) -> None:
         assert code == (0 if ending is signal.SIGINT else 143)
         assert shows("\x1b[?1049l", "\x1b[?25h")
         assert b"Traceback" not in seen
+    finally:
+        os.close(parent)
+        os.close(child)
+
+
+def test_a_dumb_terminal(pool: RealtimePool) -> None:
+    """Such as Emacs' shell: nothing can be drawn in place, so it writes lines."""
+    parent, child = pty.openpty()
+    try:
+        with served(monitoring_app(pool)) as url:
+            with watching(url, terminal="dumb", stdin=child, stdout=child, stderr=child) as process:
+                seen = b""
+                while seen.count(b"default      healthy") < 2:
+                    assert select.select([parent], [], [], 20.0)[0]
+                    seen += os.read(parent, 65536)
+                process.send_signal(signal.SIGINT)
+                assert process.wait(10) == 0
+        assert b"\x1b" not in seen
     finally:
         os.close(parent)
         os.close(child)

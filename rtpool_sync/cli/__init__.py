@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0: done. 1: it was tried and failed. 2: wrong usage or settings. 130: interrupted.
     """
+    _make_writable()
     arguments = list(sys.argv[1:] if argv is None else argv)
     module, parser = _parser(arguments)
     options = parser.parse_args(arguments)
@@ -55,6 +56,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise  # a defect; a missing extra says how to install it
         print(f"rtpool: {error}", file=sys.stderr)
         return 1
+
+
+def _make_writable() -> None:
+    """What the encoding lacks becomes a question mark; what goes to a closed stream goes nowhere."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115  # for all that follows
+        elif getattr(stream, "errors", "") == "strict":
+            stream.reconfigure(errors="replace")
 
 
 def _parser(arguments: Sequence[str]) -> tuple[ModuleType | None, argparse.ArgumentParser]:

@@ -111,15 +111,19 @@ def _screen(url: str, as_json: bool) -> Iterator[Any]:
         return
     if sys.stdout.isatty():
         try:
+            from rich.console import Console
             from rich.live import Live
 
             from ._picture import picture
         except ImportError:
             print("pip install 'rtpool-sync[cli]' shows this in place.", file=sys.stderr)
         else:
-            with Live(screen=True, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as live:
-                yield lambda sight: live.update(picture(url, sight), refresh=True)
-            return
+            console = Console()
+            if not console.is_dumb_terminal:
+                plain: Any = {"redirect_stdout": False, "redirect_stderr": False}
+                with Live(console=console, screen=True, auto_refresh=False, **plain) as live:
+                    yield lambda sight: live.update(picture(url, sight), refresh=True)
+                return
     yield _Lines().show
 
 
