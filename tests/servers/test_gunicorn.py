@@ -47,6 +47,7 @@ def test_restarts_under_load(options: tuple[str, ...], emulator: RealtimeServer,
         eventually(lambda: emulator.open <= WORKERS * MAX_CONNECTIONS)
         eventually(lambda: len(workers(process)) == WORKERS)
         assert emulator.max_sockets <= 2 * WORKERS * MAX_CONNECTIONS
+        eventually(lambda: up(process))
         process.signal(signal.SIGTERM)
         assert process.wait(GRACEFUL) == 0
     eventually(lambda: emulator.open == 0)
@@ -61,11 +62,20 @@ def test_workers_that_retire(options: tuple[str, ...], emulator: RealtimeServer,
     with gunicorn(tmp_path, settings(emulator, "plain"), *options, *often) as process:
         load = Load(process, requests=3000 if SLOW else 300).join()
         assert load.failures == []
+        eventually(lambda: up(process))
         process.signal(signal.SIGTERM)
         assert process.wait(GRACEFUL) == 0
     eventually(lambda: emulator.open == 0)
     assert len(emulator.closed) == emulator.opened_total
     assert ends(emulator) <= POLITE
+
+
+def up(process: ServerProcess) -> bool:
+    """Whether every worker has come up, and none is about to retire: before that, SIGTERM goes unnoticed."""
+    log = process.log.read_text()
+    begun, ready = log.count("Booting worker"), log.count("Worker ready")
+    retiring, gone = log.count("Autorestarting worker"), log.count("Worker exiting")
+    return begun == ready and retiring <= gone and len(workers(process)) == WORKERS
 
 
 def workers(process: ServerProcess) -> set[int]:
@@ -163,6 +173,7 @@ def test_a_worker_that_hangs_is_replaced(
         assert load.failures == []
         assert emulator.open <= WORKERS * MAX_CONNECTIONS
         assert emulator.max_sockets <= 2 * WORKERS * MAX_CONNECTIONS
+        eventually(lambda: up(process))
         process.signal(signal.SIGTERM)
         assert process.wait(GRACEFUL) == 0
     eventually(lambda: emulator.open == 0)
@@ -196,6 +207,7 @@ def test_a_worker_that_hangs_while_it_connects(emulator: RealtimeServer, tmp_pat
                 peer.settimeout(PATIENCE)
                 while peer.recv(65536):  # the request for an upgrade, then the end
                     pass
+            eventually(lambda: up(process))
             process.signal(signal.SIGTERM)
             assert process.wait(GRACEFUL) == 0
         mute.shutdown(socket.SHUT_RDWR)
