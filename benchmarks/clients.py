@@ -264,6 +264,12 @@ class Picows(Asynchronous):
             def on_ws_frame(self, transport: Any, frame: Any) -> None:
                 received.put_nowait(frame.get_payload_as_utf8_text())
 
+            def pause_writing(self) -> None:  # by default it logs a warning at each
+                pass
+
+            def resume_writing(self) -> None:
+                pass
+
         self.received = received
         self.text = picows.WSMsgType.TEXT
         self.transport, _ = await picows.ws_connect(Listener, server.url, ssl_context=context_for(server))
