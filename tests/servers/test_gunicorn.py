@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import queue
+import re
 import signal
 import socket
 import threading
@@ -73,8 +74,9 @@ def test_workers_that_retire(options: tuple[str, ...], emulator: RealtimeServer,
 def up(process: ServerProcess) -> bool:
     """Whether every worker has come up, and none is about to retire: before that, SIGTERM goes unnoticed."""
     log = process.log.read_text()
+    retiring = set(re.findall(r"\[(\d+)\] \[INFO\] Autorestarting", log))
+    gone = set(re.findall(r"Worker exiting \(pid: (\d+)\)", log))
     begun, ready = log.count("Booting worker"), log.count("Worker ready")
-    retiring, gone = log.count("Autorestarting worker"), log.count("Worker exiting")
     return begun == ready and retiring <= gone and len(workers(process)) == WORKERS
 
 
