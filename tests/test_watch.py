@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import fcntl
+import io
 import json
 import os
 import pty
@@ -472,6 +473,35 @@ def test_several_processes_are_added_up(emulator: RealtimeServer, capsys: pytest
         sight.look()
         (pool,) = sight.pools().values()
         assert pool["total_sessions_handled"] == 2
+
+
+def test_figures_that_are_old(pool: RealtimePool) -> None:
+    """They stay where they are, below why there are no newer ones."""
+    from rich.console import Console
+
+    from rtpool_sync.cli._picture import picture
+
+    def drawn() -> str:
+        console = Console(file=io.StringIO(), width=120)
+        console.print(picture("here", sight))
+        return str(console.file.getvalue())  # type: ignore[attr-defined]
+
+    with served(monitoring_app(pool)) as url:
+        sight = Sight(Application(Address.parse(url), (), 5.0), 1.0)
+        assert sight.state == ("unknown", "")
+        with pool.connection():
+            sight.look()
+        assert "1 in use" in drawn()
+        assert "old" not in drawn()
+    sight.look()
+    assert "1 in use" in drawn()
+    assert "These figures are" in drawn()
+    assert "nothing listens there" in drawn()
+    empty = document("200 OK", {"status": "healthy", "message": "there is no pool yet", "pools": []})
+    with served(empty) as url:
+        sight = Sight(Application(Address.parse(url), (), 5.0), 1.0)
+        sight.look()
+    assert "there is no pool yet" in drawn()
 
 
 @contextmanager
