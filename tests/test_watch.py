@@ -492,7 +492,7 @@ def test_figures_that_are_old(pool: RealtimePool) -> None:
         with pool.connection():
             sight.look()
         assert "1 in use" in drawn()
-        assert "old" not in drawn()
+        assert "These figures are" not in drawn()
     sight.look()
     assert "1 in use" in drawn()
     assert "These figures are" in drawn()
