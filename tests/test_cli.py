@@ -107,6 +107,17 @@ def test_errors_become_a_line_and_an_exit_code(
     assert shown in capsys.readouterr().err
 
 
+def test_interrupted_while_it_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def load(name: str) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rtpool_sync.cli.importlib.import_module", load)
+    assert main(["config"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
 def test_a_reader_that_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     environment = {**os.environ, "OPENAI_API_KEY": KEY}
     program = "import sys, rtpool_sync.cli as cli; sys.exit(cli.main(['config', '--json']))"

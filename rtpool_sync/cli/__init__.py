@@ -32,12 +32,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     _make_writable()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    module, parser = _parser(arguments)
-    options = parser.parse_args(arguments)
-    if module is None:
-        parser.print_help()
-        return 2
     try:
+        module, parser = _parser(arguments)
+        options = parser.parse_args(arguments)
+        if module is None:
+            parser.print_help()
+            return 2
         code: int = module.run(options)
         sys.stdout.flush()
         return code
