@@ -259,10 +259,11 @@ p.open()
 with p.connection(): pass
 stop = threading.Event()
 def hammer():
-    while not stop.is_set():
+    # With a pause: a lock is not fair, and three threads that take it again at once may keep it for good.
+    while not stop.wait(0.001):
         p._ledger.counters.leaks += 1  # something to write each time
         metrics.publish()
-threads = [threading.Thread(target=hammer) for _ in range(3)]
+threads = [threading.Thread(target=hammer, daemon=True) for _ in range(3)]
 for thread in threads: thread.start()
 for _ in range(40):
     pid = os.fork()

@@ -139,11 +139,12 @@ def test_opened_before_the_patch_is_an_error_that_says_so(
 pool.resize(min_idle=2)
 pool.open(wait=True)
 echo(pool, "before")
+import sys
+sys.unraisablehook = lambda args: None  # threads of before the patch that end: Python no longer knows them
 """
         + PATCH
         + """
-import gevent, sys
-sys.unraisablehook = lambda args: None  # threads of before the patch that end: Python no longer knows them
+import gevent
 for use in (pool.acquire, pool.open, pool.wait):
     try: use()
     except RtpoolError as error: print(error)
