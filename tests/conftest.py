@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 from collections.abc import Iterator
 
 import pytest
+
+# Of a shell's background job SIGINT is ignored, and so it would be of every process these tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
