@@ -32,6 +32,8 @@ from .tracking import Request, Track
 
 __all__ = ["RealtimeProtocol", "RealtimeSession"]
 
+CLOSE_FOLLOWS = 0.25  # seconds from an error that refuses the connection to the close frame, at most
+
 _serial = itertools.count(1)
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=dict).encode
 
@@ -145,12 +147,9 @@ class RealtimeSession(SessionProtocol):
         kind = event.get("type")
         if kind == "error":
             self._error = error_of(event)
-            found = refusals.from_error(self._error)
-            if found is not None:
-                self._refuse(found)
-            else:
-                # Only the close that follows tells a fatal error from a harmless one.
-                self.wake_at = now + self._reset_timeout
+            # The close that follows has the code. Of an unknown error, only it says whether it was fatal.
+            known = refusals.from_error(self._error) is not None
+            self.wake_at = now + (CLOSE_FOLLOWS if known else self._reset_timeout)
         elif kind == "session.created":
             session = part_of(event, "session")
             self.session_id = name_of(session, "id")

@@ -469,15 +469,19 @@ def test_a_closed_pool_says_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("server_settings", "expected", "code"),
+    ("server_settings", "expected", "code", "status", "close_code"),
     [
-        ({"api_keys": ["sk-right"]}, AuthenticationError, "invalid_api_key"),
-        ({"models": ["another"]}, ModelError, "invalid_model"),
-        ({"faults": Faults(refuse=401)}, AuthenticationError, None),
+        ({"api_keys": ["sk-right"]}, AuthenticationError, "invalid_api_key", None, 3000),
+        ({"models": ["another"]}, ModelError, "invalid_model", None, 4000),
+        ({"faults": Faults(refuse=401)}, AuthenticationError, None, 401, None),
     ],
 )
 def test_a_permanent_error_reaches_every_waiter_at_once(
-    server_settings: dict[str, Any], expected: type[ConnectError], code: str | None
+    server_settings: dict[str, Any],
+    expected: type[ConnectError],
+    code: str | None,
+    status: int | None,
+    close_code: int | None,
 ) -> None:
     with RealtimeServer(**server_settings) as server, realtime(server, max_connections=5) as pool:
         calls = [Call(pool.acquire, 30.0) for _ in range(6)]
@@ -485,7 +489,11 @@ def test_a_permanent_error_reaches_every_waiter_at_once(
             with pytest.raises(expected) as caught:
                 call.result(10.0)
             assert caught.value.permanent
-            assert caught.value.code == code
+            assert (caught.value.code, caught.value.status, caught.value.close_code) == (
+                code,
+                status,
+                close_code,
+            )
         assert len({id(call.error) for call in calls}) == 6  # tracebacks must not mix
         assert pool.stats().waiting == 0
         assert pool.stats().counters.checkouts_failed["error"] == 6

@@ -179,16 +179,22 @@ ERRORS: list[tuple[dict[str, Any], type[ConnectError], str, bool]] = [
 
 @pytest.mark.parametrize(("event", "type_", "kind", "permanent"), ERRORS)
 def test_errors_in_place_of_session_created(event: Any, type_: Any, kind: str, permanent: bool) -> None:
-    protocol = follow()
-    protocol.prepare(0.0)
-    feed(protocol, event)
-    found = failed(protocol).error
-    assert type(found) is type_
-    assert (found.kind, found.permanent, found.code) == (kind, permanent, event["error"]["code"])
-    assert "sk-secret" not in str(found)
-    closing = protocol.closed(4000, "invalid_request_error.whatever")
-    assert type(closing) is type_
-    assert closing.close_code == 4000
+    for close_code in (4000, None):  # the close that follows, or none
+        protocol = follow()
+        protocol.prepare(0.0)
+        feed(protocol, event, now=1.0)
+        assert protocol.pending  # for the close
+        assert protocol.wake_at is not None
+        assert protocol.wake_at <= 1.25
+        if close_code is None:
+            protocol.tick(protocol.wake_at)
+        else:
+            protocol.closed(close_code, "invalid_request_error.whatever")
+        found: Any = failed(protocol).error
+        assert type(found) is type_
+        assert (found.kind, found.permanent, found.code) == (kind, permanent, event["error"]["code"])
+        assert found.close_code == close_code
+        assert "sk-secret" not in str(found)
 
 
 @pytest.mark.parametrize(
