@@ -235,11 +235,14 @@ class RealtimeConnection(Claim):
             if transport.owner is not self._lease:
                 self._borrowed()
             member.protocol.sent(event)
+        messages, before = transport.messages_sent, self._sent  # in this order: others may send too
         self._sent = True
         try:
             transport.send(payload, opcode, self._stall_timeout, self._lease)
             return
         except ConnectionLost as error:
+            if transport.messages_sent == messages:  # it had ended before: not a byte was written
+                self._sent = before
             lost = self._explain(error)
         except TimeoutError:
             lost = ConnectionLost(

@@ -380,6 +380,16 @@ def test_sent_says_whether_this_session_may_have_reached_the_server(sent: bool) 
             assert caught.value.sent is sent
 
 
+def test_what_was_sent_into_the_void_did_not_reach_the_server() -> None:
+    with RealtimeServer() as server, realtime(server) as pool, pool.connection(10.0) as conn:
+        server.close_all(1011)
+        eventually(lambda: conn.closed)
+        for use in (lambda: conn.send(CLEAR), conn.recv):
+            with pytest.raises(ConnectionLost) as caught:
+                use()
+            assert not caught.value.sent
+
+
 def test_a_message_too_big() -> None:
     with RealtimeServer() as server, plain(server.echo_url, max_message_size=1024) as pool:
         with pool.connection(10.0) as conn:
