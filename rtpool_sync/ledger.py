@@ -148,15 +148,20 @@ class Ledger:
         if limit and len(self.waiters) >= limit and old is None:
             failed["exhausted"] += 1
             raise PoolExhausted(f"{limit} callers are waiting already {self.numbers()}")
-        error = self.last_error
-        if error is not None and error.permanent and self.backoff.retry_at > end:
+        error = self.hopeless(end)
+        if error is not None:
             failed["error"] += 1
-            raise again(error)  # no other attempt will be made before the caller's deadline
+            raise again(error)
         waiter = Waiter(lender, since)
         self.waiters[waiter] = None
         if old is not None:
             self.waiters.move_to_end(waiter, last=False)
         return waiter
+
+    def hopeless(self, end: float) -> ConnectError | None:
+        """The permanent error that is all a caller with this deadline can get: no attempt comes before it."""
+        error = self.last_error
+        return error if error is not None and error.permanent and self.backoff.retry_at > end else None
 
     def leave_line(self, waiter: Waiter, limit: float) -> RealtimeConnection:
         """Return what a waiter was given, or raise why it was given nothing."""

@@ -194,8 +194,8 @@ class RealtimePool:
                         raise PoolClosed(f"pool {self.name!r} is closed")
                     if seen is None:
                         seen = ledger.errors_seen
-                    error = ledger.last_error
-                    if error is not None and error.permanent and ledger.errors_seen > seen:
+                    error = ledger.hopeless(end) if ledger.errors_seen == seen else ledger.last_error
+                    if error is not None and error.permanent:
                         raise again(error)
                     if monotonic() >= end:
                         raise ledger.timeout_error(timeout, since)

@@ -89,6 +89,8 @@ def test_waiting_in_vain_for_good() -> None:
     with RealtimeServer(api_keys=["sk-other"]) as server, realtime(server) as pool:
         with pytest.raises(AuthenticationError):
             pool.wait(20.0)
+        with pytest.raises(AuthenticationError):
+            pool.wait(0.1)  # the next attempt comes too late for it
         closed = Call(pool.wait, 20.0)
         pool.close()
         with pytest.raises((PoolClosed, AuthenticationError)):
