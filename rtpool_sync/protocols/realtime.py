@@ -35,7 +35,15 @@ __all__ = ["RealtimeProtocol", "RealtimeSession"]
 CLOSE_FOLLOWS = 0.25  # seconds from an error that refuses the connection to the close frame, at most
 
 _serial = itertools.count(1)
-_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=dict).encode
+
+
+def _plain(value: object) -> dict[str, Any]:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"a value of type {type(value).__name__}")
+
+
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=_plain).encode
 
 
 class RealtimeSession(SessionProtocol):
@@ -93,7 +101,10 @@ class RealtimeSession(SessionProtocol):
             self.failure = Failure("locked", "the voice was locked by the audio of an earlier session")
             return
         update = {"type": "session.update", "session": {"type": self._type, **session}}
-        self.ask(update, "configure")
+        try:
+            self.ask(update, "configure")
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"the session settings are no JSON: {error}") from None
         self._start(self._configuring)
 
     def reset(self, now: float) -> None:

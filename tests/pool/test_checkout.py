@@ -654,8 +654,9 @@ def test_session_settings_that_are_refused() -> None:
     [
         ("kindly", TypeError, "session must be a mapping of session settings, not str"),
         ([], TypeError, "not list"),
-        ({"instructions": object()}, TypeError, "object"),
-        ({"temperature": float("nan")}, ValueError, "JSON"),
+        ({"instructions": object()}, TypeError, "session settings are no JSON: a value of type object"),
+        ({"tools": set()}, TypeError, "a value of type set"),
+        ({"temperature": float("nan")}, ValueError, "session settings are no JSON: "),
     ],
 )
 def test_session_settings_that_are_none(session: Any, error: type[Exception], said: str) -> None:
