@@ -413,9 +413,11 @@ def test_a_bad_timeout_is_refused_whatever_the_pool_has(timeout: Any, error: typ
 
 @pytest.mark.parametrize("timeout", [-1, -math.inf, 0])
 def test_no_time_means_now_or_not(timeout: float) -> None:
-    with RealtimeServer() as server, plain(server.echo_url, max_connections=1) as pool:
+    refusing = Faults(refuse=503)  # otherwise one may be opened while this thread does not run
+    with RealtimeServer(faults=refusing) as server, plain(server.echo_url, max_connections=1) as pool:
         with pytest.raises(PoolTimeout):
             pool.acquire(timeout)
+        server.faults = Faults()
         pool.wait(10.0)
         with pool.connection(timeout), pytest.raises(PoolTimeout):
             pool.acquire(timeout)
@@ -685,6 +687,7 @@ def test_a_pool_with_waiters_is_not_forgotten() -> None:
 def test_who_has_no_patience_has_one_opened_for_the_next() -> None:
     """Asking again and again without waiting must come to something."""
     with RealtimeServer() as server, plain(server.echo_url, max_connections=1) as pool:
+        server.script(Faults(trickle=0.005))  # it takes a while, also if this thread does not run
         with pytest.raises(PoolTimeout):
             pool.acquire(0)
         eventually(lambda: pool.stats().idle == 1)
