@@ -95,8 +95,8 @@ class WebSocketManager:
     Args:
         use_mock: Talk to ``mock_server_url`` instead of the OpenAI API, without a key. Default:
             what ``OPUSAGENT_USE_MOCK`` says.
-        mock_server_url: URL of the stand-in. Default: ``OPUSAGENT_MOCK_SERVER_URL``, or
-            ``ws://localhost:8080``, the original's.
+        mock_server_url: URL of the stand-in; ``/v1/realtime?model=…`` is added to one without a path.
+            Default: ``OPUSAGENT_MOCK_SERVER_URL``, or ``ws://localhost:8080``, the original's.
         pool: Use this pool instead of making one from the settings.
         overrides: Any field of :class:`~rtpool_sync.PoolConfig`.
     """
@@ -117,7 +117,7 @@ class WebSocketManager:
             raise TypeError("give either a pool or settings for one, not both")
         if pool is None:
             if use_mock:
-                overrides = {"url": self.mock_server_url, "api_key": "mock", **overrides}
+                overrides = {**_stand_in(self.mock_server_url), "api_key": "mock", **overrides}
             pool = RealtimePool(name="websocket_manager", **overrides)
         self.pool = pool
 
@@ -184,6 +184,14 @@ class WebSocketManager:
 
 def _mock_wanted() -> bool:
     return os.environ.get("OPUSAGENT_USE_MOCK", "").strip().lower() in ("1", "true", "yes", "on")
+
+
+def _stand_in(url: str) -> dict[str, Any]:
+    """Where the stand-in is. The original names only its host; there it is addressed as the API is."""
+    host = url.partition("://")[2].rstrip("/")
+    if "/" in host or "?" in host:
+        return {"url": url}
+    return {"base_url": f"{url.rstrip('/')}/v1"}
 
 
 def create_websocket_manager(use_mock: bool = False, mock_server_url: str | None = None) -> WebSocketManager:

@@ -221,6 +221,20 @@ def test_mock_mode(environment: pytest.MonkeyPatch, server: RealtimeServer) -> N
         manager.shutdown()
 
 
+@pytest.mark.parametrize("path", ["", "/"])
+def test_a_stand_in_that_is_named_as_the_originals_was(
+    environment: pytest.MonkeyPatch, server: RealtimeServer, path: str
+) -> None:
+    """Its default is ws://localhost:8080, which is where `rtpool emulator` listens."""
+    environment.setenv("WEBSOCKET_URL", "ws://127.0.0.1:9/nobody")
+    manager = compat.WebSocketManager(
+        use_mock=True, mock_server_url=f"ws://{server.host}:{server.port}{path}"
+    )
+    with manager.connection_context() as connection:
+        assert connection.session_id
+    manager.shutdown()
+
+
 def test_a_pool_of_ones_own(server: RealtimeServer) -> None:
     with RealtimePool(base_url=server.base_url, api_key="test", name="own") as pool:
         manager = compat.WebSocketManager(pool=pool)
