@@ -123,7 +123,15 @@ def test_the_index_leads_everywhere() -> None:
 
 def test_the_reference_names_everything_public() -> None:
     reference = (ROOT / "docs/reference.md").read_text(encoding="utf-8")
-    missing = [name for name in rtpool_sync.__all__ if not re.search(rf"\b{re.escape(name)}\b", reference)]
+    modules = ["bridges", "compat", "emulator", "settings", "web"]
+    modules += ["contrib.django", "contrib.flask", "contrib.gunicorn", "contrib.openai"]
+    names = [
+        *rtpool_sync.__all__,
+        *(f"pool.{name}" for name in dir(rtpool_sync.RealtimePool) if not name.startswith("_")),
+        *(name for name in dir(rtpool_sync.RealtimeConnection) if not name.startswith("_")),
+        *(f"rtpool_sync.{module}" for module in modules),
+    ]
+    missing = [name for name in names if not re.search(rf"\b{re.escape(name)}\b", reference)]
     assert missing == []
 
 
