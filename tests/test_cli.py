@@ -458,7 +458,7 @@ def test_a_table_without_a_single_success(capsys: pytest.CaptureFixture[str]) ->
     demo._show(failed, failed)
     out = capsys.readouterr().out
     assert out.count(" - ") >= 3
-    assert demo._so_far(failed) == ", 1 failed"
+    assert demo._so_far(failed) == "1 failed"
 
 
 def test_the_server_ends_a_call_badly() -> None:

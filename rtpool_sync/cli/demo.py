@@ -350,8 +350,8 @@ def _write_replies(calls: list[Call], folder: Path) -> int:
 def _so_far(phase: Phase) -> str:
     median = phase.percentile(50, lambda call: call.first_event)
     failed = len(phase.calls) - len(phase.good)
-    note = "" if median is None else f"first event after {median * 1000:.0f} ms"
-    return note + (f", {failed} failed" if failed else "")
+    notes = [] if median is None else [f"first event after {median * 1000:.0f} ms"]
+    return ", ".join([*notes, f"{failed} failed"] if failed else notes)
 
 
 def _show(by_hand: Phase, pooled: Phase) -> None:
