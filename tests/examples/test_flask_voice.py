@@ -56,8 +56,8 @@ def test_over_http(server: ServerProcess) -> None:
             assert wav.getframerate() == 24_000
             assert wav.getnframes() > 2_400
     assert [post(server, bad)[0] for bad in (b"", b"RIFF", question[:44])] == [400, 400, 400]
-    assert b"rtpool_checkouts_total" in server.get("/realtime/metrics")[1]
-    for page in ("", "health", "stats", "config"):
+    assert b"rtpool_checkouts_total" in server.get("/metrics")[1]
+    for page in ("", "health", "stats", "config", "metrics"):
         assert server.get(f"/realtime/{page}")[0] == 200
     assert "returned for it" not in server.log.read_text()
 

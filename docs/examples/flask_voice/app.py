@@ -27,6 +27,8 @@ def create_app() -> Flask:
     )
     app.config["MAX_CONTENT_LENGTH"] = 4 * 1024 * 1024  # more than a minute of speech
     realtime.init_app(app)
+    # Where Prometheus looks unless it is told otherwise.
+    app.add_url_rule("/metrics", "metrics", app.view_functions["realtime.metrics"])
 
     @app.get("/")
     def page() -> str:
