@@ -147,7 +147,8 @@ class Ledger:
         limit = self.config.max_waiting
         if limit and len(self.waiters) >= limit and old is None:
             failed["exhausted"] += 1
-            raise PoolExhausted(f"{limit} callers are waiting already {self.numbers()}")
+            who = f"{limit} callers are" if limit > 1 else "one caller is"
+            raise PoolExhausted(f"{who} waiting already {self.numbers()}")
         error = self.hopeless(end)
         if error is not None:
             failed["error"] += 1

@@ -107,6 +107,8 @@ class RealtimePool:
         if config is not None and not isinstance(config, PoolConfig):
             raise ConfigError(f"config must be a PoolConfig, not {type(config).__name__}")
         try:
+            if "config" in overrides:
+                raise ConfigError("a PoolConfig comes first, without a name: RealtimePool(config, ...)")
             if config is None:
                 from .settings import load
 

@@ -88,6 +88,11 @@ def test_what_a_pool_cannot_be_made_of(arguments: dict[str, Any], message: str) 
         RealtimePool(config, **arguments)
 
 
+def test_a_config_has_its_place_and_no_name() -> None:
+    with pytest.raises(ConfigError, match=r"without a name: RealtimePool\(config, "):
+        RealtimePool(config=PoolConfig(api_key="sk-test"))  # type: ignore[call-arg]
+
+
 def test_a_config_and_what_overrides_it() -> None:
     config = PoolConfig(url="ws://127.0.0.1:9/", max_connections=3)
     pool = RealtimePool(config, protocol="plain", max_connections=5)
