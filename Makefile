@@ -2,6 +2,7 @@
 #
 #   make test                        make test ARGS='tests/test_pool.py -k fork'
 #   make flask-voice                 or django-text
+#   make twilio-flask                and in another terminal: make twilio-call ARGS='--keys 10'
 #   make demo                        make demo ARGS=--real     (needs OPENAI_API_KEY; costs money)
 #   make test PYTHON=python3.13 VENV=.venv-3.13
 #   make bench ARGS=--quick          make bench ARGS='pools idle'
@@ -18,7 +19,7 @@ export PYTHON
 INPUTS := setup.cfg setup.py pyproject.toml .ci/venv
 remake_if_gone = $(if $(shell $(1)/bin/python -c 'print(1)' 2>/dev/null),,remake)
 
-.PHONY: help demo flask-voice django-text test bench lint types coverage docs dashboard-shot clean remake
+.PHONY: help demo flask-voice django-text twilio-flask twilio-call audiocodes-flask audiocodes-call test bench lint types coverage docs dashboard-shot clean remake
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -32,6 +33,18 @@ flask-voice: $(VENV)/.stamp-flask,emulator,speed ## the example web application:
 
 django-text: $(VENV)/.stamp-django,emulator,speed ## the same in Django, in text: http://127.0.0.1:8000
 	@$(VENV)/bin/python docs/examples/django_text/run.py
+
+twilio-flask: $(VENV)/.stamp-audio,emulator,speed,telephony ## a telephone hotline for Twilio: http://127.0.0.1:5000
+	@$(VENV)/bin/python docs/examples/twilio_flask/app.py
+
+twilio-call: $(VENV)/.stamp-audio,emulator,speed,telephony ## a call to it, without a telephone
+	@$(VENV)/bin/python docs/examples/twilio_flask/call.py $(ARGS)
+
+audiocodes-flask: $(VENV)/.stamp-audio,emulator,speed,telephony ## the same for AudioCodes VoiceAI Connect
+	@$(VENV)/bin/python docs/examples/audiocodes_flask/app.py
+
+audiocodes-call: $(VENV)/.stamp-audio,emulator,speed,telephony ## a call to that
+	@$(VENV)/bin/python docs/examples/audiocodes_flask/call.py $(ARGS)
 
 test: $(VENV)/.stamp-test ## every test, with coverage
 	@.ci/venv packages tests/system-packages.txt
