@@ -67,8 +67,9 @@ class Model:
         self._cut = cut
         self._active: dict[str, None] = {}  # responses under way
         self._numbers = itertools.count(1)
-        self._asked: dict[str, None] = {}  # responses asked for and not yet created, by event_id
-        self._again = False  # one was refused, because another was under way
+        self._asked: dict[str, Event | None] = {}  # responses asked for and not yet created, by event_id
+        self._presumed: dict[str, Event | None] = {}  # taken for one that was created; it may be refused yet
+        self._again: deque[Event | None] = deque()  # refused, because another one was under way
         self._speaking: str | None = None  # the item whose audio is coming in
         self._muted: dict[str, float] = {}  # interrupted items, and when
         self._cancelled: set[str] = set()
@@ -85,7 +86,7 @@ class Model:
     def respond(self, response: Event | None = None) -> None:
         """Ask the model for a response. Any thread."""
         event: dict[str, Any] = {"type": "response.create", "event_id": f"bridge_{next(self._numbers)}"}
-        self._asked[event["event_id"]] = None
+        self._asked[event["event_id"]] = response
         if response is not None:
             event["response"] = response
         self._send(event)
@@ -101,7 +102,8 @@ class Model:
     def _created(self, event: Event) -> None:
         response = event["response"]
         self._active[response["id"]] = None
-        self._answered(None)
+        for event_id in list(self._asked)[:1]:
+            self._presumed[event_id] = self._asked.pop(event_id)
         spoken = ((response.get("audio") or {}).get("output") or {}).get("format")
         name = spoken.get("type") if isinstance(spoken, Mapping) else None
         if name is not None and name != self._dialect.output_format.name:
@@ -111,12 +113,16 @@ class Model:
                 f"check out with pool.connection(session=bridge.session(...))",
             )
 
-    def _answered(self, event_id: object) -> bool:
-        """Forget a response that was asked for: this one, or (``None``) the first."""
-        for known in list(self._asked):
-            if event_id is None or event_id == known:
-                self._asked.pop(known, None)
-                return True
+    def _refused(self, event_id: object) -> bool:
+        """A response that was asked for (``None``: the first one) is refused, and asked for again later."""
+        for waiting in (self._asked, self._presumed):
+            for known in list(waiting):
+                if event_id is None or event_id == known:
+                    response = waiting.pop(known)
+                    # Several without wishes of their own would say the same thing twice.
+                    if response is not None or None not in self._again:
+                        self._again.append(response)
+                    return True
         return False
 
     def _delta(self, event: Event) -> None:
@@ -171,9 +177,9 @@ class Model:
             too_early, self._too_early = self._too_early, []
             for truncation in too_early:
                 self._truncate(truncation)
+            self._presumed.clear()
             if self._again:
-                self._again = False
-                self.respond()
+                self.respond(self._again.popleft())
 
     def _said(self, event: Event) -> None:
         self._notify("on_transcript", "assistant", event.get("transcript") or "")
@@ -236,12 +242,10 @@ class Model:
         error = event.get("error") or {}
         code = error.get("code")
         event_id = error.get("event_id")
-        # Not every server says which event it refuses.
-        ours = (event_id is not None or code == _COLLISION) and self._answered(event_id)
-        if ours and code == _COLLISION:
-            # The model has begun to answer by itself meanwhile. What was asked for comes after that.
-            self._again = bool(self._active)
+        # The model has begun to answer by itself meanwhile. What was asked for comes after that.
+        if code == _COLLISION and self._refused(event_id):  # not every server says which one it refuses
             return
+        self._asked.pop(str(event_id), None)
         # The errors of a truncation have no code and no event_id of their own.
         if self._truncations and "truncat" in str(error.get("message")).lower():
             truncation = self._truncations.popleft()

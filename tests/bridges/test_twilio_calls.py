@@ -25,6 +25,7 @@ from voice_ai import decode, pitch, silence, tone
 from rtpool_sync import RealtimePool
 from rtpool_sync.bridges import CallResult, Output, TwilioBridge
 from rtpool_sync.bridges.actions import Speech
+from rtpool_sync.bridges.model import Model
 from rtpool_sync.emulator import Faults, RealtimeServer
 
 
@@ -321,6 +322,54 @@ def test_functions(start: Start, realtime: RealtimeServer) -> None:
     assert outputs()[2] == "noted"
     assert result.function_calls == ["status", "fails", "note"]
     assert any("no such order" in error for error in result.errors)
+
+
+def test_a_response_that_has_to_wait_keeps_what_it_was_asked_for(start: Start) -> None:
+    """A key is pressed while the model speaks: the server refuses, and is asked again, for the same."""
+    begun: queue.Queue[Any] = queue.Queue()
+
+    def event(call: Any, event: Any) -> None:
+        if event["type"] == "response.created":
+            begun.put(event["response"]["metadata"])
+
+    url, calls = start(on_event=event)
+    with Phone(url) as phone:
+        bridge = calls.bridge()
+        phone.wait(lambda: bridge._started, "the call to begin")
+        bridge.respond()  # under way when the server gets the next ones
+        bridge.respond()
+        for number in ("1", "2"):
+            bridge.respond({"metadata": {"wanted": number}})
+        assert [begun.get(timeout=10.0) for _ in range(4)] == [None, None, {"wanted": "1"}, {"wanted": "2"}]
+        phone.wait(lambda: bridge._model.quiet, "the model to be done")
+        phone.stop()
+        assert calls.result().errors == []
+
+
+def test_a_response_of_the_models_own_is_not_taken_for_one_that_was_asked_for(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was asked for crosses the answer to the caller's turn on the wire, and is refused only then."""
+    begun: queue.Queue[Any] = queue.Queue()
+    understand = Model.understand
+
+    def late(model: Model, event: Any) -> None:
+        if event["type"] == "response.created":
+            if begun.empty():
+                model.respond({"metadata": {"wanted": "1"}})
+            begun.put(event["response"]["metadata"])
+        understand(model, event)
+
+    monkeypatch.setattr(Model, "understand", late)
+    url, calls = start()
+    with Phone(url) as phone:
+        bridge = calls.bridge()
+        phone.say(said(440.0, 300))
+        phone.wait(lambda: begun.qsize() == 2, "both responses")
+        assert [begun.get(), begun.get()] == [None, {"wanted": "1"}]
+        phone.wait(lambda: bridge._model.quiet, "the model to be done")
+        phone.stop()
+        assert calls.result().errors == []
 
 
 def test_transcripts_and_events(pool: RealtimePool) -> None:
