@@ -117,8 +117,9 @@ class Call:
                         self._marks.append((self._played_until, message["mark"]["name"]))
                     elif message["event"] == "clear":
                         unplayed = int((self._played_until - now) * RATE)
-                        del self.heard[len(self.heard) - unplayed :]
+                        del self.heard[max(0, len(self.heard) - unplayed) :]
                         self._played_until = now
+                        self._before = self._answered_at
                         self._marks = [(now, name) for _, name in self._marks]
                         print("  (it was interrupted)")
         self.over.set()
