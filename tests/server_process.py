@@ -32,6 +32,12 @@ def clean_environment(**more: str) -> dict[str, str]:
         "COVERAGE_",
         "COV_",
         "GUNICORN_",
+        "FLASK_",
+        "ENV_FOR_DYNACONF",
+        "TWILIO_",
+        "AUDIOCODES_",
+        "PUBLIC_URL",
+        "SECRET_KEY",
     )
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return {**kept, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **more}

@@ -38,9 +38,17 @@ def serving(route: Callable[[Any], object], **options: Any) -> Iterator[str]:
 class Twilio:
     """Twilio's end of one stream."""
 
-    def __init__(self, url: str, *, parameters: dict[str, str] | None = None, start: bool = True) -> None:
-        self.ws = websocket.create_connection(url, timeout=10.0)
+    def __init__(
+        self,
+        url: str,
+        *,
+        parameters: dict[str, str] | None = None,
+        start: bool = True,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        self.ws = websocket.create_connection(url, timeout=10.0, header=headers)
         self.sid = "MZ0123"
+        self.call_sid = "CA1"
         self.sent = 0
         self.timestamp = 0
         self.received: list[dict[str, Any]] = []
@@ -60,7 +68,7 @@ class Twilio:
                 "start": {
                     "streamSid": self.sid,
                     "accountSid": "AC1",
-                    "callSid": "CA1",
+                    "callSid": self.call_sid,
                     "tracks": ["inbound"],
                     "customParameters": parameters or {},
                     "mediaFormat": {"encoding": "audio/x-mulaw", "sampleRate": 8000, "channels": 1},
@@ -109,7 +117,7 @@ class Twilio:
                 "event": "stop",
                 "sequenceNumber": "99",
                 "streamSid": self.sid,
-                "stop": {"accountSid": "AC1", "callSid": "CA1"},
+                "stop": {"accountSid": "AC1", "callSid": self.call_sid},
             }
         )
 
@@ -150,7 +158,14 @@ class Phone(Twilio):
         frozen: Whether it reads nothing.
     """
 
-    def __init__(self, url: str, *, parameters: dict[str, str] | None = None, marks: bool = True) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        parameters: dict[str, str] | None = None,
+        marks: bool = True,
+        headers: dict[str, str] | None = None,
+    ) -> None:
         self.heard = bytearray()
         self.order: list[str] = []
         self.marks = marks
@@ -160,7 +175,7 @@ class Phone(Twilio):
         self._buffer: deque[bytes | str] = deque()  # audio, or the name of a mark
         self._played_until = time.monotonic()
         self._lock = threading.Lock()  # guards what is sent: the test's thread sends as well
-        super().__init__(url, parameters=parameters)
+        super().__init__(url, parameters=parameters, headers=headers)
         self._thread = threading.Thread(target=self._follow, name="phone", daemon=True)
         self._thread.start()
 
