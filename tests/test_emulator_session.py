@@ -811,6 +811,17 @@ def test_tool_choice(texting: Driver, choice: Any, text: str, called: str | None
     assert item.get("name") == called
 
 
+def test_a_tool_that_has_to_be_called_is_called_after_another_ones_output(texting: Driver) -> None:
+    drive = texting
+    drive.update(tools=[{"type": "function", "name": name} for name in ("weather", "clock")])
+    (item,) = only(drive.say("call tool weather"), "response.done")["response"]["output"]
+    output = {"type": "function_call_output", "call_id": item["call_id"], "output": "rain"}
+    drive("conversation.item.create", item=output)
+    events = drive("response.create", response={"tool_choice": {"type": "function", "name": "clock"}})
+    (item,) = only(events, "response.done")["response"]["output"]
+    assert item.get("name") == "clock"
+
+
 @pytest.mark.parametrize(
     ("asked", "code", "param"),
     [

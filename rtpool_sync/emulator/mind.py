@@ -67,15 +67,15 @@ def _recital(context: Context) -> str:
 def reply(context: Context) -> Reply:
     """Answer the conversation."""
     said = _last_user_text(context.items)
+    names = [tool["name"] for tool in context.tools if tool.get("type") == "function"]
+    if isinstance(context.tool_choice, dict) and context.tool_choice.get("name") in names:
+        return Reply(tool=context.tool_choice["name"], arguments=json.dumps({"request": said}))
     if context.items and context.items[-1].data["type"] == "function_call_output":
         return Reply(f"The tool said: {context.items[-1].heard}")
-    names = [tool["name"] for tool in context.tools if tool.get("type") == "function"]
     if names and context.tool_choice != "none":
         call = _CALL.search(said)
         if call is not None and call[1] in names:
             return Reply(tool=call[1], arguments=call[2] or json.dumps({"request": said}))
-        if isinstance(context.tool_choice, dict) and context.tool_choice.get("name") in names:
-            return Reply(tool=context.tool_choice["name"], arguments=json.dumps({"request": said}))
         if context.tool_choice == "required":
             return Reply(tool=names[0], arguments=json.dumps({"request": said}))
     if "recite" in said.lower():
