@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import subprocess
@@ -12,6 +13,7 @@ from typing import NamedTuple
 import pytest
 
 import rtpool_sync
+from rtpool_sync import bridges
 from rtpool_sync.emulator import RealtimeServer
 
 ROOT = Path(__file__).parent.parent
@@ -130,6 +132,9 @@ def test_the_reference_names_everything_public() -> None:
         *(f"pool.{name}" for name in dir(rtpool_sync.RealtimePool) if not name.startswith("_")),
         *(name for name in dir(rtpool_sync.RealtimeConnection) if not name.startswith("_")),
         *(f"rtpool_sync.{module}" for module in modules),
+        *bridges.__all__,
+        *bridges.CallResult.__dataclass_fields__,
+        *(name for name in inspect.signature(bridges.Bridge).parameters if name != "ws"),
     ]
     missing = [name for name in names if not re.search(rf"\b{re.escape(name)}\b", reference)]
     assert missing == []

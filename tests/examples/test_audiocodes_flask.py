@@ -146,7 +146,7 @@ def test_validation_takes_no_line(server: ServerProcess) -> None:
         call.close()
     eventually(lambda: "no call for this thread" in server.log.read_text())
     assert "Traceback" not in server.log.read_text()
-    assert '"checkouts": 0' in server.get("/realtime/stats")[1].decode()
+    assert '"total_sessions_handled": 0' in server.get("/realtime/stats")[1].decode()
 
 
 @pytest.mark.timeout(120)
