@@ -76,7 +76,7 @@ dashboard-shot: $(VENV)/.stamp-test ## pictures of dashboard and status page wit
 	@$(VENV)/bin/python grafana/picture/draw.py $(ARGS)
 
 clean: ## remove everything that these commands made
-	@rm -rf $(VENV) $(BENCH) build dist htmlcov demo-output *.egg-info .coverage .coverage.* .mypy_cache .ruff_cache \
+	@rm -rf $(VENV) $(BENCH) build dist htmlcov demo-output reply.wav *.egg-info .coverage .coverage.* .mypy_cache .ruff_cache \
 		.pytest_cache .hypothesis tests/aimock/node_modules grafana/picture/node_modules
 	@find . -path './$(VENV)*' -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
