@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import signal
@@ -41,6 +42,14 @@ def server(tmp_path: Path) -> Iterator[ServerProcess]:
 
 def bot(server: ServerProcess) -> str:
     return f"ws://127.0.0.1:{server.port}/bot"
+
+
+def through_a_proxy(server: ServerProcess, path: str) -> int:
+    client = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    client.request("GET", path, headers={"X-Forwarded-For": "192.0.2.1", "Connection": "close"})
+    status = client.getresponse().status
+    client.close()
+    return status
 
 
 def ending(server: ServerProcess, call: VoiceAi) -> str:
@@ -89,8 +98,9 @@ def test_a_call(server: ServerProcess, name: str) -> None:
     assert "Traceback" not in log
     assert "returned for it" not in log
     assert b"rtpool_checkouts_total" in server.get("/realtime/metrics")[1]
-    for page in ("", "health", "stats", "config"):
+    for page in ("", "health", "stats", "config", "metrics"):
         assert server.get(f"/realtime/{page}")[0] == 200
+        assert through_a_proxy(server, f"/realtime/{page}") == 403
     free(server)
 
 

@@ -87,6 +87,14 @@ def in_use(server: ServerProcess) -> int:
     return sum(map(int, found))
 
 
+def through_a_proxy(server: ServerProcess, path: str) -> int:
+    client = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    client.request("GET", path, headers={"X-Forwarded-For": "192.0.2.1", "Connection": "close"})
+    status = client.getresponse().status
+    client.close()
+    return status
+
+
 def ending(server: ServerProcess, call_sid: str = "CA1") -> str:
     """What the log says of the end of a call."""
     pattern = re.compile(rf"{call_sid}: ended after [\d.]+ s: (.*)")
@@ -117,8 +125,9 @@ def test_a_call(server: ServerProcess) -> None:
     assert "Traceback" not in log
     assert "returned for it" not in log
     assert b"rtpool_checkouts_total" in server.get("/realtime/metrics")[1]
-    for page in ("", "health", "stats", "config"):
+    for page in ("", "health", "stats", "config", "metrics"):
         assert server.get(f"/realtime/{page}")[0] == 200
+        assert through_a_proxy(server, f"/realtime/{page}") == 403
     eventually(lambda: in_use(server) == 0, "the line is not free")
 
 

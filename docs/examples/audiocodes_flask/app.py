@@ -16,7 +16,13 @@ from rtpool_sync.bridges import AudioCodesBridge, TelephonyClosed
 from rtpool_sync.bridges.audiocodes import Conversations, verify_bearer
 from rtpool_sync.contrib.flask import Realtime
 
-realtime = Realtime()
+
+def from_this_machine() -> bool:
+    """Who may see the monitoring: nobody who came through a proxy or a tunnel, as everybody else does."""
+    return request.remote_addr in ("127.0.0.1", "::1") and "X-Forwarded-For" not in request.headers
+
+
+realtime = Realtime(guard=from_this_machine)
 
 
 def create_app() -> Flask:

@@ -17,7 +17,13 @@ from rtpool_sync import RtpoolError
 from rtpool_sync.bridges import TelephonyClosed, TwilioBridge
 from rtpool_sync.contrib.flask import Realtime
 
-realtime = Realtime()
+
+def from_this_machine() -> bool:
+    """Who may see the monitoring: nobody who came through a proxy or a tunnel, as everybody else does."""
+    return request.remote_addr in ("127.0.0.1", "::1") and "X-Forwarded-For" not in request.headers
+
+
+realtime = Realtime(guard=from_this_machine)
 
 
 def create_app() -> Flask:
@@ -36,7 +42,7 @@ def create_app() -> Flask:
     @app.before_request
     def only_twilio() -> None:
         # Before the WebSocket is accepted: whoever can open one speaks with the model at your expense.
-        if request.path in ("/voice", "/stream") and not door.signed_by_twilio(request):
+        if request.endpoint in ("voice", "stream") and not door.signed_by_twilio(request):
             app.logger.warning("%s without Twilio's signature", request.path)
             abort(403)
 
