@@ -186,12 +186,11 @@ def test_the_script_of_the_readme(server: ServerProcess, tmp_path: Path) -> None
 
 def test_all_lines_are_busy(tmp_path: Path) -> None:
     command = [sys.executable, FOLDER / "app.py"]
-    environment = {"FLASK_REALTIME_MAX_CONNECTIONS": "1", "FLASK_PATIENCE": "0.2"}
-    with running(command, tmp_path, port, PORT="0", **environment) as server:
+    with running(command, tmp_path, port, PORT="0", FLASK_REALTIME_MAX_CONNECTIONS="1") as server:
         with VoiceAi(bot(server)) as call:
             greeted(call)
             with VoiceAi(bot(server), stream=False) as refused:
-                refused.until_closed()
+                refused.until_closed(30.0)  # it waits as long as the example lets callers wait
                 (hangup,) = refused.events("hangup")
                 assert hangup["activityParams"] == {"hangupReason": "all lines are busy"}
             call.end()
