@@ -12,6 +12,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ from server_process import ROOT, ServerProcess, clean_environment, eventually, r
 
 if TYPE_CHECKING or sys.version_info >= (3, 11):
     from streamdouble.chaos import Impairments, Network
+    from streamdouble.pacer import Pacer
     from streamdouble.scenario import Scenario, Wait, load
     from streamdouble.session import Session, SessionConfig, SessionResult
 
@@ -30,6 +32,7 @@ needs_3_11 = pytest.mark.skipif(sys.version_info < (3, 11), reason="streamdouble
 
 FOLDER = ROOT / "docs/examples/twilio_flask"
 CALLS = FOLDER / "calls"
+JITTER = {"jitter": 40.0, "stalls": 200.0}  # milliseconds
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +75,7 @@ def place(
     server: ServerProcess,
     scenario: str,
     kind: type[Session] | None = None,
-    network: Network | None = None,
+    network: Jitter | None = None,
     **options: Any,
 ) -> tuple[SessionResult, Told]:
     """Make the call; what is expected in the file has to be so, and the line free afterwards."""
@@ -81,6 +84,7 @@ def place(
     session = (kind or Session)(url, scenario=load(CALLS / f"{scenario}.yaml"), config=config)
     if network is not None:
         session.network = network
+        network.pacer = session.pacer
     result = asyncio.run(session.run())
     told = Told(server, result)
     assert result.expectations
@@ -163,13 +167,8 @@ def test_hangup_in_the_middle(server: ServerProcess) -> None:
 @pytest.mark.parametrize("scenario", ["turn", "barge_in"])
 @pytest.mark.parametrize("kind", ["jitter", "stalls"])
 def test_packet_loss_and_jitter(server: ServerProcess, scenario: str, kind: str) -> None:
-    if kind == "jitter":
-        # Frames wait for each other in the simulator: with much more, it falls ever further back
-        # when the machine is busy, until what it sends is too old to be passed on.
-        impairments = Impairments(loss=0.1, jitter_ms=12.0)
-        result, told = place(server, scenario, impairments=impairments, chaos_seed=1)
-    else:
-        result, told = place(server, scenario, network=Stalls(Impairments(loss=0.1, jitter_ms=100.0), seed=2))
+    network = (Jitter if kind == "jitter" else Stalls)(Impairments(loss=0.1, jitter_ms=JITTER[kind]), seed=1)
+    result, told = place(server, scenario, network=network)
     assert result.frames_dropped > 0
     # What arrived was passed on, all of it.
     assert told.heard == pytest.approx(result.frames_sent * 0.02, abs=0.1)
@@ -179,8 +178,21 @@ def test_packet_loss_and_jitter(server: ServerProcess, scenario: str, kind: str)
 
 if TYPE_CHECKING or sys.version_info >= (3, 11):
 
-    class Stalls(Network):
-        """A network that keeps one frame in twenty, and all behind it, for up to ``jitter_ms``."""
+    class Jitter(Network):
+        """Each frame comes up to ``jitter_ms`` after it is due.
+
+        (By itself the simulator waits so long once more, however late it is by then, and on a busy
+        machine it falls ever further back, until what it sends is too old to be passed on.)
+        """
+
+        pacer: Pacer
+
+        def delay_s(self) -> float:
+            due = self.pacer.origin + self.pacer.stats.scheduled_s
+            return max(0.0, due + super().delay_s() - time.perf_counter())
+
+    class Stalls(Jitter):
+        """One frame in twenty is kept, and all behind it."""
 
         def delay_s(self) -> float:
             return super().delay_s() if self._random.random() < 0.05 else 0.0
