@@ -34,6 +34,7 @@ GROUPS = {
     "sessions": "Realtime sessions, 60 ms away",
     "scale": "Few and many connections",
     "metrics": "Being watched",
+    "calls": "Telephone calls",
 }
 PACKAGES = (
     "websocket-client websockets openai simple-websocket aiohttp picows "

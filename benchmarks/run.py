@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
-from . import connect, idle, metrics, pools, race, report, scale, sessions, transport
+from . import calls, connect, idle, metrics, pools, race, report, scale, sessions, transport
 from .harness import Bench, Row
 from .servers import Servers
 
@@ -22,6 +22,7 @@ GROUPS: dict[str, Callable[[Bench, Servers], None]] = {
     "sessions": lambda bench, _: sessions.run(bench),
     "scale": scale.run,
     "metrics": metrics.run,
+    "calls": lambda bench, _: calls.run(bench),
 }
 
 

@@ -13,7 +13,7 @@ from ._arguments import whole
 __all__ = ["add_arguments", "run"]
 
 ROOT = Path(__file__).resolve().parents[2]
-GROUPS = ("pools", "transport", "connect", "race", "idle", "sessions", "scale", "metrics")
+GROUPS = ("pools", "transport", "connect", "race", "idle", "sessions", "scale", "metrics", "calls")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
