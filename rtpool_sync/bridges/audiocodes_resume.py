@@ -83,6 +83,17 @@ class Held:
             except TelephonyClosed as error:
                 self._lost(current, error)
 
+    def send_now(self, message: str) -> bool:
+        current = self._current
+        send_now = getattr(current, "send_now", None)
+        if current is None or send_now is None:
+            return False
+        try:
+            return bool(send_now(message))
+        except TelephonyClosed as error:
+            self._lost(current, error)
+            return False
+
     def _wait(self, timeout: float) -> Telephony | None:
         """Return the WebSocket there is; ``None`` if there was none in time."""
         end = monotonic() + timeout

@@ -28,7 +28,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import ConnectionReturned, redact
@@ -192,7 +192,8 @@ class Bridge:
                 self.respond,
             )
         playback: Playback = MarkedPlayback() if self.dialect.flushes else PacedPlayback(self.dialect.lead)
-        self._outbox = Outbox(playback, self.dialect)
+        self._send_now: Callable[[str], bool] | None = getattr(self._telephony, "send_now", None)
+        self._outbox = Outbox(playback, self.dialect, say_now=self._say_now if self._send_now else None)
         self._model = Model(
             outbox=self._outbox,
             send=self._line.send,
@@ -527,17 +528,23 @@ class Bridge:
     # -- the speaker: outbox → telephony
 
     def _speak(self) -> None:
-        take, say = self._outbox.take, self._say
+        take, say, sent = self._outbox.take, self._say, self._outbox.sent
         try:
             while (actions := take(POLL)) is not None:
                 for action in actions:
                     say(action)
+                if actions:
+                    sent()
             if self._hangup_sent is None and self.result.ended_by not in _GONE:
                 say(Hangup(self.result.detail))
-        except TelephonyClosed as error:
+        except Exception as error:
+            self._sending_failed(error)
+
+    def _sending_failed(self, error: Exception) -> None:
+        if isinstance(error, TelephonyClosed):
             why = "telephony_closed" if error.clean else "telephony_lost"
             self._end(why, f"sending failed: {error}", error)
-        except Exception as error:
+        else:
             self._end("telephony_lost", f"sending failed: {type(error).__name__}: {error}", error)
 
     def _say(self, action: Outbound | Reply) -> None:
@@ -548,6 +555,27 @@ class Bridge:
                 self._telephony.send(message)
             finally:
                 self._speaking_since = 0.0
+        self._said(action)
+
+    def _say_now(self, actions: Sequence[Outbound | Reply]) -> Sequence[str]:
+        """Send what can be sent without waiting; return the messages that are left to the speaker."""
+        send_now, messages = self._send_now, []
+        assert send_now is not None
+        for action in actions:
+            messages += (action.message,) if isinstance(action, Reply) else self.dialect.encode(action)
+            self._said(action)
+        try:
+            for at, message in enumerate(messages):
+                self._speaking_since = monotonic()
+                if not send_now(message):
+                    return messages[at:]
+        except Exception as error:
+            self._sending_failed(error)
+        finally:
+            self._speaking_since = 0.0
+        return ()
+
+    def _said(self, action: Outbound | Reply) -> None:
         if isinstance(action, Speech):
             self.result.frames_out += 1
             self.result.audio_out_bytes += action.size

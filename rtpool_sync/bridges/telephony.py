@@ -31,6 +31,9 @@ CLOSING = 0.5
 #: Seconds that sending the close frame itself may take.
 CLOSE_FRAME = 0.3
 
+#: Characters of a message that a socket takes whole if it takes any.
+AT_ONCE = 4096
+
 _CLEAN = (1000, 1001)
 
 
@@ -96,6 +99,23 @@ def _takes_timeout(method: Any) -> bool:
         return False
 
 
+def _writable(sock: Any, timeout: float) -> bool:
+    """Whether the kernel takes something to send, or has an error to tell."""
+    try:
+        if not hasattr(select, "poll"):
+            return bool(select.select([], [sock], [], timeout)[1])
+        poller = select.poll()  # select() knows no descriptor above 1023
+        poller.register(sock, select.POLLOUT)
+        return bool(poller.poll(timeout * 1000))
+    except (OSError, ValueError):  # closed meanwhile
+        return True
+
+
+def _has_room(sock: Any, message: str) -> bool:
+    """Whether sending would not block."""
+    return len(message) <= AT_ONCE and sock is not None and _writable(sock, 0.0)
+
+
 def _shut(sock: Any) -> None:
     if sock is not None:
         with contextlib.suppress(OSError, ValueError):
@@ -123,6 +143,12 @@ class _SimpleWebSocket:
         except Exception as error:
             raise self._closed(error) from error
 
+    def send_now(self, message: str) -> bool:
+        if not _has_room(getattr(self._ws, "sock", None), message):
+            return False
+        self.send(message)
+        return True
+
     def _closed(self, error: Exception) -> TelephonyClosed:
         code = getattr(error, "reason", None)
         code = int(code) if isinstance(code, int) else None
@@ -138,7 +164,7 @@ class _SimpleWebSocket:
         if getattr(ws, "connected", False):
             with contextlib.suppress(Exception):
                 # Its own close() has no deadline, and a peer that reads nothing would hold it for ever.
-                if sock is None or select.select([], [sock], [], CLOSE_FRAME)[1]:
+                if sock is None or _writable(sock, CLOSE_FRAME):
                     ws.close(reason=code, message=reason or None)
         # It neither waits for the answer nor ends its reading thread.
         thread = getattr(ws, "thread", None)
@@ -180,6 +206,12 @@ class _WebSockets:
         except Exception as error:
             raise self._closed(error) from error
 
+    def send_now(self, message: str) -> bool:
+        if not _has_room(getattr(self._ws, "socket", None), message):
+            return False
+        self.send(message)
+        return True
+
     def _closed(self, error: Exception) -> TelephonyClosed:
         if isinstance(error, TelephonyClosed):
             return error
@@ -190,7 +222,7 @@ class _WebSockets:
         ws = self._ws
         with contextlib.suppress(Exception):
             sock = getattr(ws, "socket", None)
-            if sock is None or select.select([], [sock], [], CLOSE_FRAME)[1]:
+            if sock is None or _writable(sock, CLOSE_FRAME):
                 ws.close(code, reason) if _takes(ws.close, 2) else ws.close()
         self.abort()
 
@@ -249,6 +281,12 @@ class _WebSocketClient:
             self._ws.send(message)
         except Exception as error:
             raise TelephonyClosed(str(error), clean=False) from error
+
+    def send_now(self, message: str) -> bool:
+        if not _has_room(getattr(self._ws, "sock", None), message):
+            return False
+        self.send(message)
+        return True
 
     def close(self, code: int = 1000, reason: str = "") -> None:
         ws = self._ws
