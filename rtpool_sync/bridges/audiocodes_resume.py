@@ -11,6 +11,7 @@ that said nothing and took nothing for a while.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import threading
@@ -47,6 +48,9 @@ class Held:
         self._until = 0.0
         self._cause: TelephonyClosed | None = None
         self._over = False  # aborted or closed
+        self._hear: Callable[[str | bytes], None] | None = None
+        self._handed: Telephony | None = None  # the WebSocket that was told of it
+        self._hearing = threading.Lock()  # two of them may have something to hand over, one after the other
         self._leave: Callable[[], None] = lambda: None
         #: Told of every break that was survived.
         self.report: Callable[[str], None] = lambda what: None
@@ -67,11 +71,27 @@ class Held:
         current = self._wait(timeout)
         if current is None:
             return None
+        if self._hear is not None and self._handed is not current:
+            self._handed = current
+            hand_to = getattr(current, "hand_to", None)
+            if hand_to is not None:
+                hand_to(functools.partial(self._heard, current))
         try:
             return current.recv(timeout)
         except TelephonyClosed as error:
             self._lost(current, error)
             return None
+
+    def hand_to(self, hear: Callable[[str | bytes], None]) -> bool:
+        while self._pushed:
+            hear(self._pushed.popleft())
+        self._hear = hear
+        return True
+
+    def _heard(self, telephony: Telephony, message: str | bytes) -> None:
+        with self._hearing:
+            if self._hear is not None and self._current is telephony:
+                self._hear(message)
 
     def send(self, message: str) -> None:
         while True:

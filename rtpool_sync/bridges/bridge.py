@@ -353,6 +353,11 @@ class Bridge:
         self._join(model, end - monotonic())
         if model.is_alive():
             self._line.abort("the call is over")
+        # Another one may still be sending: a function, or the thread of a library that brought a message.
+        while self._line.sending_since and monotonic() < end:
+            time.sleep(0.005)
+        if self._line.sending_since:
+            self._line.abort("the call is over")
         for thread in (model, speaker):
             self._join(thread, 1.0)
             if thread.is_alive():
@@ -410,7 +415,10 @@ class Bridge:
     # -- the listener: telephony → model
 
     def _listen(self) -> None:
-        telephony, decode, ended = self._telephony, self.dialect.decode, self._ended
+        telephony, ended = self._telephony, self._ended
+        hand_to: Callable[..., bool] | None = getattr(telephony, "hand_to", None)
+        if hand_to is not None:
+            hand_to(self._hear_handed)
         while not ended.is_set():
             try:
                 message = telephony.recv(POLL)
@@ -421,15 +429,26 @@ class Bridge:
             except Exception as error:  # of an object that we do not know
                 self._end("telephony_lost", f"{type(error).__name__}: {error}", error)
                 return
-            now = monotonic()
             if message is not None:
-                self._heard_at = now
-                if len(message) > self.dialect.max_message:
-                    self._violated(f"a message of {len(message)} characters")
-                else:
-                    for action in decode(message, now):
-                        self._hear(action, now)
-            self._check(now)
+                self._hear_message(message)
+            self._check(monotonic())
+
+    def _hear_handed(self, message: str | bytes) -> None:
+        """The same, called by the thread of a library, whose business our mistakes are not."""
+        if not self._ended.is_set():
+            try:
+                self._hear_message(message)
+            except BaseException as error:
+                self._end("failed", f"{type(error).__name__}: {error}", error)
+                logger.exception("a bridge failed")
+
+    def _hear_message(self, message: str | bytes) -> None:
+        self._heard_at = now = monotonic()
+        if len(message) > self.dialect.max_message:
+            self._violated(f"a message of {len(message)} characters")
+        else:
+            for action in self.dialect.decode(message, now):
+                self._hear(action, now)
 
     def _hear(self, action: Inbound, now: float) -> None:
         result = self.result
@@ -559,8 +578,9 @@ class Bridge:
 
     def _say_now(self, actions: Sequence[Outbound | Reply]) -> Sequence[str]:
         """Send what can be sent without waiting; return the messages that are left to the speaker."""
-        send_now, messages = self._send_now, []
+        send_now = self._send_now
         assert send_now is not None
+        messages: list[str] = []
         for action in actions:
             messages += (action.message,) if isinstance(action, Reply) else self.dialect.encode(action)
             self._said(action)

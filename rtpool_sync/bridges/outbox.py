@@ -92,7 +92,10 @@ class Outbox:
                     self._ready.notify()
                     return True
             else:
-                (self._audio if isinstance(action, SpeechEnd) else self._urgent).append(action)
+                if isinstance(action, SpeechEnd):
+                    self._audio.append(action)
+                else:
+                    self._urgent.append(action)
                 self._ready.notify()
                 return True
         rest: Sequence[str] = ()

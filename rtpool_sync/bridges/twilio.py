@@ -82,6 +82,7 @@ class TwilioDialect(Dialect):
     def __init__(self) -> None:
         self.stream_sid = ""
         self.call_sid = ""
+        self._quoted = '""'
 
     # -- Twilio says
 
@@ -161,6 +162,7 @@ class TwilioDialect(Dialect):
         encoding = media.get("encoding", "audio/x-mulaw") if isinstance(media, dict) else "audio/x-mulaw"
         if encoding != "audio/x-mulaw":
             return (Violation(f"a stream of {encoding!r:.60}"),)
+        self._quoted = _encode(stream_sid)
         self.stream_sid = stream_sid
         self.call_sid = str(start.get("callSid") or "")
         parameters = start.get("customParameters")
@@ -183,7 +185,9 @@ class TwilioDialect(Dialect):
         if not sid:
             return ()
         if isinstance(action, Speech):
-            return (_encode({"event": "media", "streamSid": sid, "media": {"payload": action.payload}}),)
+            # Base64 can be put between quotes as it is.
+            media = f'{{"payload":"{action.payload}"}}'
+            return (f'{{"event":"media","streamSid":{self._quoted},"media":{media}}}',)
         if isinstance(action, Mark):
             return (_encode({"event": "mark", "streamSid": sid, "mark": {"name": action.name}}),)
         if isinstance(action, Clear):
