@@ -1,20 +1,21 @@
-"""Telephone calls: 50 at once, a frame of 20 ms every 20 ms in both directions, through one process of the application.
+"""Telephone calls: 50 at once, a frame of 20 ms every 20 ms in both directions, through one process.
 
-Four processes, as in production but for the network: telephones (:mod:`.phones`), the application with its
-pool and a bridge for each call (here), and the Realtime server (:mod:`.listening`). The delay of a frame is the time from
-its sending by the one to its arrival at the other, so that everything in between counts: two
-sockets, the WebSocket library of the telephony side, every thread that it has to pass, and the bridge.
+Three processes, as in production but for the network: telephones (:mod:`.phones`), the application
+with its pool and a bridge for each call (here), and the Realtime server (:mod:`.listening`). The delay of a
+frame is the time from its sending by the one to its arrival at the other, so that everything in
+between counts: two sockets, the telephony side's WebSocket library, the bridge, and every wake-up.
 """
 
 from __future__ import annotations
 
 import base64
+import contextlib
+import functools
+import operator
 import os
 import socket
 import statistics
-import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +23,9 @@ from typing import Any
 from rtpool_sync import RealtimePool
 from rtpool_sync.bridges import AudioCodesBridge, CallResult, TwilioBridge
 
-from .harness import OURS, Bench, Goal, Row, Worker, cpu_seconds, figure, wait_until
+from .harness import CORE, OURS, Bench, Goal, Row, Worker, cpu_seconds, figure, interleave, wait_until
+
+__all__ = ["run"]
 
 _BRIDGES = {"twilio": TwilioBridge, "audiocodes": AudioCodesBridge}
 _pool: RealtimePool
@@ -36,16 +39,19 @@ _failures: list[str] = []
 # -- the application
 
 
-def setup(base_url: str, vendor: str, library: str, calls: int, seconds: float) -> None:
+def setup(base_url: str, vendor: str, calls: int, seconds: float) -> None:
     global _pool, _bridge, _seconds, _listener
     _bridge, _seconds = _BRIDGES[vendor], seconds
     _pool = RealtimePool(
-        base_url=base_url, api_key="none", max_connections=calls, min_idle=calls, max_sessions_per_connection=10**9
+        base_url=base_url,
+        api_key="none",
+        max_connections=calls,
+        min_idle=calls,
+        max_sessions_per_connection=10**9,
     )
     _pool.open(wait=True, timeout=60.0)
     _listener = socket.create_server(("127.0.0.1", 0), backlog=256)
-    serve = {"simple-websocket": _simple_websocket, "websockets.sync": _websockets}[library]
-    threading.Thread(target=serve, args=(_listener,), daemon=True).start()
+    threading.Thread(target=_serve, args=(_listener,), daemon=True).start()
 
 
 def address() -> list[Any]:
@@ -66,33 +72,27 @@ def _answer(ws: Any) -> None:
         _failures.append(f"{type(error).__name__}: {error}")
 
 
-def _simple_websocket(listener: socket.socket) -> None:
+def _serve(listener: socket.socket) -> None:
     """A thread for each connection, and simple-websocket: flask-sock under a threaded server, less Flask."""
-    import simple_websocket
-
-    def route(sock: socket.socket) -> None:
-        head = b""
-        while b"\r\n\r\n" not in head:
-            head += sock.recv(1)  # what follows is the WebSocket's
-        lines = head.decode().split("\r\n")[1:-2]
-        headers = {name.upper().replace("-", "_"): value for name, value in (line.split(": ") for line in lines)}
-        environ = {f"HTTP_{name}": value for name, value in headers.items()}
-        environ |= {"werkzeug.socket": sock, "PATH_INFO": "/", "REQUEST_METHOD": "GET", "QUERY_STRING": ""}
-        try:
-            _answer(simple_websocket.Server(environ))
-        finally:
-            sock.close()
-
     while True:
         sock = listener.accept()[0]
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        threading.Thread(target=route, args=(sock,), daemon=True).start()
+        threading.Thread(target=_route, args=(sock,), daemon=True).start()
 
 
-def _websockets(listener: socket.socket) -> None:
-    import websockets.sync.server
+def _route(sock: socket.socket) -> None:
+    import simple_websocket
 
-    websockets.sync.server.serve(_answer, sock=listener, compression=None).serve_forever()
+    head = b""
+    while b"\r\n\r\n" not in head:
+        head += sock.recv(1)  # what follows is the WebSocket's
+    lines = (line.split(": ") for line in head.decode().split("\r\n")[1:-2])
+    environ: dict[str, Any] = {f"HTTP_{name.upper().replace('-', '_')}": value for name, value in lines}
+    environ |= {"werkzeug.socket": sock, "PATH_INFO": "/", "REQUEST_METHOD": "GET", "QUERY_STRING": ""}
+    try:
+        _answer(simple_websocket.Server(environ))
+    finally:
+        sock.close()
 
 
 def _left() -> tuple[int, int]:
@@ -136,77 +136,102 @@ def end(calls: int) -> dict[str, Any]:
 
 # -- the figures
 
+FREE = "on both cores"
+_NAMES = {"twilio": "Twilio", "audiocodes": "AudioCodes"}
+_WAYS = (("caller to model", "phones", "model"), ("model to caller", "model", "phones"))
+
 
 def run(bench: Bench) -> None:
     calls, seconds = (10, 2.0) if bench.quick else (50, 20.0)
-    for vendor, library in (("twilio", "simple-websocket"), ("audiocodes", "simple-websocket")):
-        _measure(bench, vendor, library, calls, seconds)
+    for vendor in _NAMES:
+        with contextlib.ExitStack() as stack:
+            # One process of a Python application uses one core, and threads that wake each other on
+            # two take half as much again. So it has a core of its own; and once it has not.
+            made = {name: _made(stack, vendor, calls, seconds, pinned=name == OURS) for name in (OURS, FREE)}
+            taken: dict[str, list[dict[str, Any]]] = {name: [] for name in made}
+
+            def measure(name: str, taken: Any = taken, made: Any = made) -> float:
+                bench.say(f"  {_NAMES[vendor]}, {'a core of its own' if name == OURS else name}:")  # noqa: B023
+                taken[name].append(_round(bench, made[name], calls, seconds))
+                return 0.0
+
+            interleave(min(bench.rounds, 3), {name: functools.partial(measure, name) for name in made})
+        _rows(bench, f"{calls} {_NAMES[vendor]} calls of {figure(seconds)} s", taken)
 
 
-def _measure(bench: Bench, vendor: str, library: str, calls: int, seconds: float) -> None:
-    taken = []
-    workers: list[Worker] = []
+def _made(
+    stack: contextlib.ExitStack, vendor: str, calls: int, seconds: float, *, pinned: bool
+) -> dict[str, Worker]:
+    """The three processes."""
 
     def worker(module: str, **arguments: Any) -> Worker:
-        workers.append(Worker(f"benchmarks.{module}", pinned=False, **arguments))
-        return workers[-1]
+        one = Worker(f"benchmarks.{module}", **arguments)
+        stack.callback(one.close)
+        return one
 
-    try:
-        model = worker("listening")
-        url = model.call("address")
-        application = worker(
-            "calls", base_url=url, vendor=vendor, library=library, calls=calls, seconds=seconds
-        )
-        phones = worker("phones", address=application.call("address"), vendor=vendor)
-        for _ in range(min(bench.rounds, 3)):
-            application.call("begin")
-            heard = phones.call("talk", calls=calls, seconds=seconds, spread=seconds / 10)
-            rest = application.call("end", calls=calls)
-            taken.append({"phones": heard, "model": model.call("collect"), **rest})
-            _say(bench, taken[-1])
-    finally:
-        for one in workers:
-            one.close()
-    _rows(bench, f"{calls} {_NAMES[vendor]} calls of {figure(seconds)} s", taken)
+    others = set() if CORE is None else os.sched_getaffinity(0) - {CORE}
+    elsewhere = others if pinned and others else None
+    model = worker("listening", pinned=False, cores=elsewhere and sorted(elsewhere))
+    application = worker(
+        "calls", pinned=pinned, base_url=model.call("address"), vendor=vendor, calls=calls, seconds=seconds
+    )
+    phones = worker(
+        "phones",
+        pinned=False,
+        cores=elsewhere and sorted(elsewhere),
+        address=application.call("address"),
+        vendor=vendor,
+    )
+    return {"model": model, "application": application, "phones": phones}
 
 
-_NAMES = {"twilio": "Twilio", "audiocodes": "AudioCodes"}
-
-
-def _say(bench: Bench, taken: dict[str, Any]) -> None:
-    for name, there, here in (("caller to model", "phones", "model"), ("model to caller", "model", "phones")):
+def _round(bench: Bench, made: dict[str, Worker], calls: int, seconds: float) -> dict[str, Any]:
+    made["application"].call("begin")
+    phones = made["phones"].call("talk", calls=calls, seconds=seconds, spread=seconds / 10)
+    rest = made["application"].call("end", calls=calls)
+    taken = {"phones": phones, "model": made["model"].call("collect"), **rest}
+    for name, there, here in _WAYS:
         heard = taken[here]["heard"]
         bench.say(
-            f"  {name}: {taken[there]['said']} frames, {heard['frames']} arrived, {heard['wrong']} out of order; "
-            f"median {heard['p50']:.2f} ms, 99 % {heard['p99']:.2f} ms, longest {heard['max']:.1f} ms"
+            f"    {name}: {taken[there]['said']} frames, {heard['frames']} arrived, {heard['wrong']} out of "
+            f"order; median {heard['p50']:.2f} ms, 99 % {heard['p99']:.1f} ms, longest {heard['max']:.1f} ms"
         )
     bench.say(
-        f"  left: {taken['threads']} threads, {taken['descriptors']} descriptors; {taken['missing']} connections "
-        f"missing, {taken['replaced']} replaced; CPU of a call {taken['cpu'] * 100:.2f} % of a core; "
-        f"ended by {taken['ended']}; load {os.getloadavg()[0]:.1f}"
+        f"    left: {taken['threads']} threads, {taken['descriptors']} descriptors; {taken['missing']} of "
+        f"{calls} connections missing, {taken['replaced']} replaced; CPU of a call "
+        f"{taken['cpu'] * 100:.2f} % of a core; ended by {taken['ended']}; load {os.getloadavg()[0]:.1f}"
     )
     for error in taken["errors"][:5]:
-        bench.say(f"  {error}")
+        bench.say(f"    {error}")
+    return taken
 
 
-def _rows(bench: Bench, what: str, taken: list[dict[str, Any]]) -> None:
-    def add(title: str, unit: str, figures: list[float], goal: float, note: str = "") -> None:
-        row = Row("calls", f"{what}: {title}", unit, {OURS: figures}, [Goal(at_most=goal)], note=note)
-        bench.add(row)
+def _rows(bench: Bench, what: str, taken: dict[str, list[dict[str, Any]]]) -> None:
+    def add(
+        title: str, unit: str, goal: float, of: Callable[[dict[str, Any]], float], note: str = ""
+    ) -> None:
+        samples = {name: [float(of(one)) for one in rounds] for name, rounds in taken.items()}
+        bench.add(Row("calls", f"{what}: {title}", unit, samples, [Goal(at_most=goal)], note=note))
 
-    ways = (("caller to model", "phones", "model"), ("model to caller", "model", "phones"))
-    for name, there, here in ways:
-        heard = [one[here]["heard"] for one in taken]
-        median, longest = (statistics.median(one[key] for one in heard) for key in ("p50", "max"))
-        note = f"median {figure(median)} ms, longest {figure(longest)} ms"
-        add(f"{name}, 99th percentile", "ms", [one["p99"] for one in heard], 20.0, note)
-        lost = [one[there]["said"] - one[here]["heard"]["frames"] + one[here]["heard"]["wrong"] for one in taken]
-        add(f"{name}, frames lost or out of order", "", lost, 0.0)
+    for name, there, here in _WAYS:
+
+        def heard(one: dict[str, Any], key: str, here: str = here) -> float:
+            return float(one[here]["heard"][key])
+
+        def lost(one: dict[str, Any], there: str = there, here: str = here) -> float:
+            return float(one[there]["said"] - one[here]["heard"]["frames"] + one[here]["heard"]["wrong"])
+
+        median, longest = (
+            figure(statistics.median(heard(one, key) for one in taken[OURS])) for key in ("p50", "max")
+        )
+        note = f"median {median} ms, longest {longest} ms, of {figure(taken[OURS][0][there]['said'])} frames"
+        add(f"{name}, 99th percentile", "ms", 20.0, functools.partial(heard, key="p99"), note)
+        add(f"{name}, lost or out of order", "frames", 0.0, lost)
     for key, title in (
         ("threads", "threads left"),
         ("descriptors", "descriptors left"),
         ("missing", "connections missing in the pool"),
         ("replaced", "connections that had to be replaced"),
     ):
-        add(title, "", [float(one[key]) for one in taken], 0.0)
-    add("the application's CPU for each", "% of a core", [one["cpu"] * 100 for one in taken], 2.0)
+        add(title, "", 0.0, operator.itemgetter(key))
+    add("the application's CPU for each", "% of a core", 2.0, lambda one: one["cpu"] * 100)

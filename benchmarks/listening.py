@@ -6,6 +6,7 @@ says has a stamp in front (see :mod:`.phones`), put there at the last moment.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from rtpool_sync.emulator import RealtimeServer, server
@@ -46,8 +47,10 @@ class _Wire(Wire):
         super().queue(payload, first)
 
 
-def setup() -> None:
+def setup(cores: list[int] | None = None) -> None:
     global _server
+    if cores:
+        os.sched_setaffinity(0, cores)
     server.Wire, server.RealtimeEndpoint = _Wire, _Endpoint  # type: ignore[misc]
     _server = RealtimeServer(audio_chunk_ms=20, realtime_pacing=True).start()
 

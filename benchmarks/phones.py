@@ -1,8 +1,8 @@
-"""Fifty telephones in one process, and little of a core: one thread, raw frames, nothing parsed that need not be.
+"""Fifty telephones in one process, and little of a core: one thread, raw frames, little parsed.
 
-Each sends a frame of 20 ms every 20 ms, as Twilio or VoiceAI Connect does, answers marks when it has
-played what was before them, and hangs up when it has said and heard everything. Where the audio of a frame would
-begin, there is a stamp in digits, which is base64 too: when the frame was sent, and the how manieth it is.
+Each sends a frame of 20 ms every 20 ms, as Twilio or VoiceAI Connect does, answers marks when
+it has played what was before them, and hangs up when it has said and heard everything. The audio of
+a frame begins with a stamp in digits, which is base64 too: when it was sent, and its number.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import heapq
 import json
+import os
 import select
 import socket
 import time
@@ -20,7 +21,7 @@ __all__ = ["FRAME", "STAMP", "Arrivals", "setup", "stamp", "summary", "talk"]
 
 #: Seconds of a frame.
 FRAME = 0.02
-#: Digits of a stamp: microseconds of ``time.monotonic``, which all processes of a machine share, and a number.
+#: Digits of a stamp: 14 for microseconds of ``time.monotonic``, which all processes share, 6 for a number.
 STAMP = 20
 PATIENCE = 10.0
 monotonic = time.monotonic
@@ -245,8 +246,10 @@ _address: tuple[str, int] = ("", 0)
 _kind: type[Phone] = Phone
 
 
-def setup(address: list[Any], vendor: str) -> None:
+def setup(address: list[Any], vendor: str, cores: list[int] | None = None) -> None:
     global _address, _kind
+    if cores:
+        os.sched_setaffinity(0, cores)
     _address, _kind = (address[0], address[1]), _kinds[vendor]
 
 

@@ -30,7 +30,7 @@ ABOUT = {
     "sessions": ["first event", "until all are ready"],
     "scale": ["checkout and return", "receive", "send"],
     "metrics": ["metrics, one process", "metrics, multiprocess mode", "scrape"],
-    "calls": ["caller to model, 99th", "model to caller, 99th", "frames lost", "threads left", "missing", "CPU"],
+    "calls": ["caller to model, 99th", "model to caller, 99th", "lost", "threads left", "missing", "CPU"],
 }
 
 
