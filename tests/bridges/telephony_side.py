@@ -16,8 +16,10 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import simple_websocket
 import websocket
 import websockets.sync.server
+from werkzeug.serving import WSGIRequestHandler, make_server
 
 SILENCE = base64.b64encode(b"\xff" * 160).decode()
 
@@ -32,6 +34,31 @@ def serving(route: Callable[[Any], object], **options: Any) -> Iterator[str]:
         yield f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
     finally:
         server.shutdown()
+        thread.join(5.0)
+
+
+@contextlib.contextmanager
+def serving_wsgi(route: Callable[[Any], object]) -> Iterator[str]:
+    """The same with simple-websocket in a WSGI server, as flask-sock has it."""
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        route(simple_websocket.Server.accept(environ))
+        start_response("200 OK", [])
+        return []  # what the server writes then goes nowhere: the WebSocket has had the socket
+
+    class Handler(WSGIRequestHandler):
+        def log(self, type: str, message: str, *args: Any) -> None:
+            pass
+
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Handler)
+    server.daemon_threads = True  # type: ignore[attr-defined]
+    thread = threading.Thread(target=server.serve_forever, name="telephony-server", daemon=True)
+    thread.start()
+    try:
+        yield f"ws://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
         thread.join(5.0)
 
 

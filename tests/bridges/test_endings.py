@@ -7,26 +7,32 @@ import gc
 import os
 import queue
 import random
+import socket
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
-from telephony_side import Phone, serving
-from voice_ai import decode, pitch, silence, tone
+import websockets.exceptions
+from telephony_side import Phone, serving, serving_wsgi
+from voice_ai import FORMATS, VoiceAi, decode, silence, tone
 
 from rtpool_sync import RealtimePool
-from rtpool_sync.bridges import CallResult, TwilioBridge
+from rtpool_sync.bridges import AudioCodesBridge, CallResult, TwilioBridge
+from rtpool_sync.bridges.audiocodes import Conversations
+from rtpool_sync.bridges.telephony import TelephonyClosed
 from rtpool_sync.emulator import RealtimeServer
 
-CALLS = 1000 if os.environ.get("RTPOOL_SLOW") else 60
+CALLS = 1000 if os.environ.get("RTPOOL_SLOW") else 40
 AT_ONCE = 10
 #: Far enough from each other that mu-law and a cut at any sample leave them apart.
 TONES = [300.0 + 40.0 * index for index in range(AT_ONCE)]
+monotonic = time.monotonic
 
 
 @contextlib.contextmanager
@@ -45,28 +51,40 @@ def nothing_left() -> Iterator[None]:
 
     before = threads() | descriptors()
     yield
-    end = time.monotonic() + 10.0
+    end = monotonic() + 10.0
     while left := (threads() | descriptors()) - before:
-        assert time.monotonic() < end, left
+        assert monotonic() < end, left
         gc.collect()  # the server of `websockets` leaves its selector to it
         time.sleep(0.02)
+
+
+class Ended(NamedTuple):
+    """A call as the bridge saw it, and when :meth:`run` returned."""
+
+    result: CallResult
+    at: float
 
 
 class Route:
     """Runs a bridge for each call; what a call asks for with its parameters happens to it."""
 
-    def __init__(self, pool: RealtimePool) -> None:
+    def __init__(self, pool: RealtimePool, vendor: str) -> None:
         self.pool = pool
-        self.results: queue.Queue[tuple[CallResult, float]] = queue.Queue()
+        self.vendor: Any = TwilioBridge if vendor == "twilio" else AudioCodesBridge
+        self.answering = {} if vendor == "twilio" else {"conversations": Conversations(grace=1.5)}
+        self.results: queue.Queue[Ended] = queue.Queue()
 
     def __call__(self, ws: Any) -> None:
-        call = TwilioBridge.answer(ws)
+        try:
+            call = self.vendor.answer(ws, **self.answering)
+        except TelephonyClosed:
+            return  # it carried on another one
         fails = call.parameters["way"]
         session = call.session(instructions=f"call {call.parameters['seed']}")
         after = int(call.parameters["after"])
         counted = iter(range(1_000_000))
 
-        def on_event(bridge: TwilioBridge, event: Any) -> None:
+        def on_event(bridge: Any, event: Any) -> None:
             if next(counted) < after:
                 return
             if fails == "callback exits":
@@ -76,7 +94,7 @@ class Route:
 
         with contextlib.suppress(SystemExit):
             with self.pool.connection(30.0, session=session) as conn:
-                bridge = TwilioBridge(
+                bridge = self.vendor(
                     call,
                     conn,
                     on_event=on_event,
@@ -91,7 +109,7 @@ class Route:
                 try:
                     bridge.run()
                 finally:
-                    self.results.put((bridge.result, after))
+                    self.results.put(Ended(bridge.result, monotonic()))
 
 
 WAYS = {
@@ -103,74 +121,193 @@ WAYS = {
     "callback raises": {"caller"},  # a bug of the application ends no call
     "hangup": {"hangup"},
     "stopped": {"stopped"},
-    "model closes": {"realtime_lost"},
+    "model closes": {"realtime_lost", "caller"},  # the latter: there was no session yet
+    "resume": {"caller"},  # over another WebSocket, where the vendor has that
 }
 
 
-def one_call(url: str, realtime: RealtimeServer, seed: int) -> tuple[str, float]:
+class Said(NamedTuple):
+    """A call as the caller saw it."""
+
+    seed: int
+    way: str
+    hertz: float
+    heard: list[float]  # the frequencies of all that was loud, piece by piece
+    left_at: float | None  # when the caller brought the end about, if it did
+
+
+def one_call(vendor: str, url: str, realtime: RealtimeServer, seed: int) -> Said:
     """Speak a tone of its own, hear it come back, and end in some way at some moment."""
     rng = random.Random(seed)
-    way = rng.choice(list(WAYS))
+    way = rng.choice([way for way in WAYS if way != "resume" or vendor == "audiocodes"])
     hertz = TONES[seed % AT_ONCE]
-    leave_at = time.monotonic() + rng.uniform(0.0, 1.0)
-    phone = Phone(url, parameters={"way": way, "after": str(rng.randrange(20)), "seed": str(seed)})
+    leave_at = monotonic() + rng.uniform(0.0, 1.5)
+    parameters = {"way": way, "after": str(rng.randrange(20)), "seed": str(seed)}
+    caller = (TwilioCaller if vendor == "twilio" else AudioCodesCaller)(url, parameters, rng)
+    left_at = None
     try:
-        frames = tone(hertz, 400, "raw/mulaw") + silence(400, "raw/mulaw")
+        rate, width = FORMATS[caller.format]
+        # A turn, five times as fast as people speak, and then enough time to hear some of the answer.
+        frames = tone(hertz, 400, caller.format) + silence(2900, caller.format)
+        step = rate // 10 * width
         position = 0
-        while not phone.over.is_set():
-            if way == "stall" and time.monotonic() > leave_at:
-                phone.frozen = True
-                time.sleep(1.0)  # longer than telephony_timeout, and the end has to come without us
-                break
-            ours = way in ("stop", "close", "cut", "callback raises", "model closes")
-            if ours and time.monotonic() > leave_at:
-                if way in ("stop", "callback raises"):
-                    phone.stop()
-                elif way == "cut":
-                    phone.cut()
-                elif way == "model closes":
+        while not caller.over():
+            ours = way not in ("callback exits", "hangup", "stopped")
+            if ours and monotonic() > leave_at:
+                left_at = monotonic()
+                if way == "model closes":
                     info = next((c for c in realtime.connections if speaks(c, seed)), None)
                     if info is None:
-                        phone.stop()
+                        caller.stop()
                     else:
-                        realtime.close(info, 1011)
+                        with contextlib.suppress(KeyError):
+                            realtime.close(info, 1011)
+                elif way == "resume":
+                    if caller.cut_and_resume():
+                        leave_at, way = monotonic() + 0.3, "stop"
+                        continue
                 else:
-                    phone.close()
+                    getattr(caller, way, caller.stop)()
                 break
-            with contextlib.suppress(OSError, ValueError):
-                phone.say(frames[position : position + 800])
-            position = (position + 800) % len(frames)
-            phone.over.wait(0.02)  # five times as fast as people speak
-        phone.over.wait(10.0)
+            caller.say(frames[position : position + step])
+            position = (position + step) % len(frames)
+            caller.wait(0.02)
+        caller.wait(10.0)
     finally:
+        caller.end()
+    heard = caller.heard()
+    return Said(seed, parameters["way"], hertz, list(pitches(heard, rate)), left_at)
+
+
+def pitches(audio: np.ndarray, rate: int) -> Iterator[float]:
+    """The frequency of each tenth of a second that is loud: the server speaks in pieces of a fifth."""
+    size = rate // 10
+    for start in range(0, len(audio) - size, size // 2):
+        piece = audio[start : start + size]
+        if np.count_nonzero(np.abs(piece) > 0.05) > 0.6 * size:
+            spectrum = np.abs(np.fft.rfft(piece * np.hanning(size), 1 << 15))
+            yield float(np.argmax(spectrum)) * rate / (1 << 15)
+
+
+def foreign(call: Said) -> list[float]:
+    """What the call heard of others. A cut makes a tone impure, but not as far from itself as the next one is."""
+    return [hertz for hertz in call.heard if abs(hertz - call.hertz) > 25.0]
+
+
+class TwilioCaller:
+    format = "raw/mulaw"
+
+    def __init__(self, url: str, parameters: dict[str, str], rng: random.Random) -> None:
+        self.phone = Phone(url, parameters=parameters)
+        self.over = self.phone.over.is_set
+        self.wait = self.phone.over.wait
+        self.stop = self.phone.stop
+        self.cut = self.phone.cut
+        self.close = self.phone.close
+
+    def stall(self) -> None:
+        self.phone.frozen = True
+        time.sleep(1.0)  # longer than telephony_timeout, and the end has to come without us
+        self.phone.frozen = False
+
+    def say(self, audio: bytes) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self.phone.say(audio)
+
+    def heard(self) -> np.ndarray:
+        return decode(bytes(self.phone.heard), self.format)
+
+    def end(self) -> None:
         with contextlib.suppress(OSError):
-            phone.close()
-    heard = decode(bytes(phone.heard), "raw/mulaw")
-    return way, pitch(heard, 8000) - hertz if len(heard) > 1600 else 0.0
+            self.phone.close()
+
+
+class AudioCodesCaller:
+    def __init__(self, url: str, parameters: dict[str, str], rng: random.Random) -> None:
+        formats = rng.sample(list(FORMATS), rng.randint(1, 4))
+        self.ai = VoiceAi(url, formats=tuple(formats), start=parameters)
+        self.format = self.ai.format
+        self.cut = self.ai.cut
+
+    def over(self) -> bool:
+        return self.ai.closed
+
+    def wait(self, seconds: float) -> None:
+        with contextlib.suppress(AssertionError):  # that it did not
+            self.ai.until(lambda: self.ai.closed, "the end", seconds)
+
+    def stop(self) -> None:
+        with contextlib.suppress(OSError, websockets.exceptions.ConnectionClosed):
+            self.ai.end()
+
+    def close(self) -> None:
+        self.ai.ws.close()
+
+    def stall(self) -> None:
+        time.sleep(1.0)
+
+    def cut_and_resume(self) -> bool:
+        self.ai.cut()
+        try:
+            return self.ai.resume()
+        except (OSError, websockets.exceptions.ConnectionClosed):
+            return False
+
+    def say(self, audio: bytes) -> None:
+        with contextlib.suppress(OSError, websockets.exceptions.ConnectionClosed):
+            self.ai.say(audio)
+
+    def heard(self) -> np.ndarray:
+        return self.ai.heard()
+
+    def end(self) -> None:
+        with contextlib.suppress(OSError):
+            self.ai.close()
+            self.ai.ws.socket.shutdown(socket.SHUT_RDWR)
 
 
 def speaks(info: Any, seed: int) -> bool:
     return info.session is not None and info.session.get("instructions") == f"call {seed}"
 
 
-@pytest.mark.timeout(60 if CALLS == 60 else 600)
-def test_calls_end_in_every_way() -> None:
+@pytest.mark.timeout(60 if CALLS < 1000 else 900)
+@pytest.mark.parametrize(
+    ("vendor", "server"),
+    [("twilio", serving), ("twilio", serving_wsgi), ("audiocodes", serving), ("audiocodes", serving_wsgi)],
+    ids=["twilio-websockets", "twilio-simple", "audiocodes-websockets", "audiocodes-simple"],
+)
+def test_calls_end_in_every_way(vendor: str, server: Any) -> None:
     with nothing_left(), RealtimeServer() as realtime:
         with RealtimePool(base_url=realtime.base_url, api_key="k", max_connections=AT_ONCE) as pool:
-            route = Route(pool)
-            with serving(route) as url, ThreadPoolExecutor(AT_ONCE) as callers:
-                outcomes = list(callers.map(lambda seed: one_call(url, realtime, seed), range(CALLS)))
-                results = [route.results.get(timeout=10.0)[0] for _ in range(CALLS)]
-            crossed = [outcome for outcome in outcomes if abs(outcome[1]) > 15.0]
-            ended = Counter(result.ended_by for result in results)
-            heard = sum(result.heard_ms > 0 for result in results)
-            print(f"\n{CALLS} calls: {dict(ended)}; {heard} heard something; {len(crossed)} crossed")
+            route = Route(pool, vendor)
+            with server(route) as url, ThreadPoolExecutor(AT_ONCE) as callers:
+                calls = list(callers.map(lambda seed: one_call(vendor, url, realtime, seed), range(CALLS)))
+                ended = [route.results.get(timeout=10.0) for _ in range(CALLS)]
+            by_seed = {int(one.result.parameters["seed"]): one for one in ended}
+            assert len(by_seed) == CALLS
+            crossed = [call for call in calls if foreign(call)]
+            late = max(
+                by_seed[call.seed].at - call.left_at
+                for call in calls
+                if call.left_at is not None and call.way != "resume"
+            )
+            count = Counter(one.result.ended_by for one in ended)
+            told = sum(bool(call.heard) for call in calls)
+            print(
+                f"\n{CALLS} calls: {dict(count)}; {told} heard their tone, {len(crossed)} another one; "
+                f"the last one was over {late:.2f} s after its caller had left"
+            )
             assert not crossed
-            assert ended.keys() <= set().union(*WAYS.values()) | {"telephony_closed", "telephony_lost"}
-            assert heard > CALLS / 3
-            end = time.monotonic() + 10.0
+            wrong = [
+                (call, by_seed[call.seed].result)
+                for call in calls
+                if by_seed[call.seed].result.ended_by not in WAYS[call.way]
+            ]
+            assert not wrong
+            assert told > CALLS / 4
+            end = monotonic() + 10.0
             while pool.stats().in_use or pool.stats().resetting or pool.stats().closing:
-                assert time.monotonic() < end, pool.stats()
+                assert monotonic() < end, pool.stats()
                 time.sleep(0.01)
             # All of its capacity can be lent at once.
             with contextlib.ExitStack() as all_of_them:
