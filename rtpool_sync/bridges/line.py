@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 import time
 from collections import deque
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Line"]
 
 monotonic = time.monotonic
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 class Line:
@@ -44,7 +46,7 @@ class Line:
         self._ended = ended
         self._end = end
         self._timeout = timeout
-        self._waiting: deque[Mapping[str, Any] | str] = deque()
+        self._waiting: deque[str] = deque()
         self._turn = threading.Lock()  # who has it sends for everybody; nobody waits for it
 
     def send(self, event: Mapping[str, Any] | str) -> None:
@@ -52,7 +54,12 @@ class Line:
 
         Who comes while another thread is sending leaves the event to that one
         and goes on: so a stalled server holds up one thread only.
+
+        Raises:
+            TypeError, ValueError: It cannot be encoded.
         """
+        if not isinstance(event, str):
+            event = _encode(event)  # here: the one that sends it may be another thread
         waiting, turn, ended = self._waiting, self._turn, self._ended
         waiting.append(event)
         # Looked at again after each release: somebody may have come between the last look and that.

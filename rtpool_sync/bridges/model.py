@@ -89,7 +89,11 @@ class Model:
         self._asked[event["event_id"]] = response
         if response is not None:
             event["response"] = response
-        self._send(event)
+        try:
+            self._send(event)
+        except BaseException:  # it was not asked for, and nobody waits for it
+            self._asked.pop(event["event_id"], None)
+            raise
 
     def understand(self, event: Event) -> None:
         """Do what an event asks for."""
