@@ -175,6 +175,7 @@ class Bridge:
         self._heard_at = 0.0  # when the telephony side last sent anything
         self._offset: float | None = None  # wall clock minus the caller's audio clock, at its least
         self._checked_at = 0.0
+        self._checking = threading.Lock()  # taken by whoever looks; nobody waits for it
         self._speaking_since = 0.0  # when the speaker's current send began; 0: none
         self._goodbye: tuple[float, Outbound, str] | None = None
         self._hangup_sent: float | None = None
@@ -326,11 +327,14 @@ class Bridge:
         if not self._ending.acquire(False):
             return
         result = self.result
-        result.detail = redact(detail) or ENDINGS[why]
-        result.error = error
-        result.ended_by = why
-        self._ended.set()
-        self._outbox.close()
+        try:
+            result.error = error
+            result.ended_by = why
+            result.detail = ENDINGS[why]
+            result.detail = redact(detail) or result.detail
+        finally:  # also when interrupted: the others wait for it
+            self._ended.set()
+            self._outbox.close()
 
     def _wind_up(self, model: threading.Thread, speaker: threading.Thread) -> None:
         """Have everybody leave, and close. Each step is taken, whatever happens in another."""
@@ -342,6 +346,11 @@ class Bridge:
             steps.callback(self._telephony.close, 1000, "")
             steps.callback(self._leave, model, speaker)
             self._end("failed", "run() ended without a reason")
+            if not self.result.ended_by:
+                self.result.ended_by, self.result.detail = "interrupted", ENDINGS["interrupted"]
+            # Once more: what ended the call may itself have been interrupted.
+            self._ended.set()
+            self._outbox.close()
             self._listener_left.set()
 
     def _leave(self, model: threading.Thread, speaker: threading.Thread) -> None:
@@ -381,9 +390,15 @@ class Bridge:
 
     def _check(self, now: float) -> None:
         """Look at every deadline. Called by two threads, so that each sees the other one hang."""
-        if now - self._checked_at < 0.05:
+        if now - self._checked_at < 0.05 or not self._checking.acquire(False):
             return
-        self._checked_at = now
+        try:
+            self._checked_at = now
+            self._check_all(now)
+        finally:
+            self._checking.release()
+
+    def _check_all(self, now: float) -> None:
         since = self._speaking_since
         counts_from = self.dialect.counts_from
         if since and now - max(since, counts_from) > self._send_timeout:
