@@ -27,6 +27,8 @@ __all__ = ["Conversations", "Held"]
 
 monotonic = time.monotonic
 
+#: Seconds after which a thread that waits for the end of a call sees whether there is still one.
+POLL = 1.0
 #: A close code that asks the peer to come again: a proxy or a server that restarts.
 _GOING_AWAY = 1001
 
@@ -199,11 +201,12 @@ class Held:
     def _alive(self) -> bool:
         return not self._over and (self._current is not None or monotonic() < self._until)
 
-    def wait_until_left(self, telephony: Telephony) -> None:
-        """Return when the call no longer goes over that WebSocket."""
+    def carries(self, telephony: Telephony, timeout: float) -> bool:
+        """Whether the call still goes over that WebSocket, after waiting for another answer."""
         with self._changed:
-            while self._current is telephony:
-                self._changed.wait()
+            if self._current is telephony:
+                self._changed.wait(timeout)
+            return self._current is telephony
 
 
 class Conversations:
@@ -255,5 +258,9 @@ class Conversations:
             held = self._calls.get(conversation_id) if isinstance(conversation_id, str) else None
         if held is None or not held.take(telephony, '{"type":"session.accepted"}'):
             return False
-        held.wait_until_left(telephony)
+        # Not kept by this thread: a call whose application has dropped it is over.
+        own = weakref.ref(held)
+        del held
+        while (still := own()) is not None and still.carries(telephony, POLL):
+            del still
         raise TelephonyClosed("this WebSocket carried on a call that was answered before", clean=True)
