@@ -178,7 +178,10 @@ class _SimpleWebSocket:
     def __init__(self, ws: Any) -> None:
         self._ws = ws
         self._bell: _Bell | None = None
-        if type(getattr(ws, "event", None)) is threading.Event and type(ws.input_buffer) is list:
+        event = getattr(ws, "event", None)
+        if isinstance(event, _Bell):
+            self._bell = event
+        elif type(event) is threading.Event and type(getattr(ws, "input_buffer", None)) is list:
             # Both are looked up at each use, and who waits looks for messages first.
             self._bell = ws.event = _Bell(ws)
 
@@ -187,6 +190,7 @@ class _SimpleWebSocket:
         if bell is None:
             return False
         bell.hear = hear
+        bell.clear()  # it has rung for what is handed over now
         bell.hand_over(hear)
         return True
 

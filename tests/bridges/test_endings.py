@@ -190,7 +190,7 @@ def pitches(audio: np.ndarray, rate: int) -> Iterator[float]:
 
 
 def foreign(call: Said) -> list[float]:
-    """What the call heard of others. A cut makes a tone impure, but not as far from itself as the next one is."""
+    """What the call heard of others. A cut makes a tone impure, but moves it less than to the next one."""
     return [hertz for hertz in call.heard if abs(hertz - call.hertz) > 25.0]
 
 

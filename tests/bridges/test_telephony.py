@@ -167,6 +167,63 @@ def test_the_end_is_told_apart_and_comes_after_the_last_words(
     assert caught.value.clean is clean
 
 
+def test_what_is_sent_now_is_sent_or_it_is_not(ends: tuple[Any, Peer]) -> None:
+    telephony, peer = ends
+    assert telephony.send_now("at once")
+    assert peer.recv() == "at once"
+    assert not telephony.send_now("x" * 100_000)  # that might block
+    stuff(telephony)
+    outcome = in_thread(telephony.send_now, "no room")
+    assert outcome.get(timeout=0.5) is False
+    telephony.abort()
+
+
+def test_what_cannot_be_sent_any_more_is_told(ends: tuple[Any, Peer]) -> None:
+    telephony, peer = ends
+    peer.cut()
+
+    def send() -> None:
+        end = time.monotonic() + 5.0
+        while time.monotonic() < end:  # until the kernel knows
+            telephony.send_now("x")
+
+    assert isinstance(in_thread(send).get(timeout=5.0), TelephonyClosed)
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_messages_are_handed_over_in_order(ends: tuple[Any, Peer], clean: bool) -> None:
+    """By the thread that receives them. Nobody else is woken, and the end comes after the last one."""
+    telephony, peer = ends
+    if not hasattr(telephony, "hand_to"):
+        assert (
+            type(telephony).__name__ != "_SimpleWebSocket"
+        )  # the one library that has such a thread of its own
+        return
+    peer.send("0")
+    heard: list[tuple[str, threading.Thread]] = []
+    assert telephony.recv(5.0) == "0"
+    peer.send("1")
+    end = time.monotonic() + 5.0
+    while not telephony._ws.input_buffer and time.monotonic() < end:
+        time.sleep(0.005)
+    assert telephony.hand_to(lambda message: heard.append((message, threading.current_thread())))
+    assert heard == [("1", threading.current_thread())]  # it was there already
+    waiting = in_thread(telephony.recv, 30.0)
+    for number in range(2, 200):
+        peer.send(str(number))
+    while len(heard) < 199 and time.monotonic() < end:
+        time.sleep(0.005)
+    assert [message for message, _ in heard] == [str(number) for number in range(1, 200)]
+    assert {thread for _, thread in heard[1:]} == {telephony._ws.thread}
+    assert waiting.empty()
+    peer.send("last words")
+    peer.close() if clean else peer.cut()
+    closed = waiting.get(timeout=5.0)
+    assert isinstance(closed, TelephonyClosed)
+    assert closed.clean is clean
+    assert heard[-1][0] == "last words"
+
+
 def test_abort_wakes_a_receiver(ends: tuple[Telephony, Peer]) -> None:
     telephony, _ = ends
     outcome = in_thread(telephony.recv, 30.0)

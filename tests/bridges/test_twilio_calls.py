@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import websocket
-from telephony_side import Phone, Twilio, serving
+from telephony_side import Phone, Twilio, serving, serving_wsgi
 from voice_ai import decode, pitch, silence, tone
 
 from rtpool_sync import RealtimePool
@@ -85,15 +85,15 @@ def seconds(message: dict[str, Any]) -> float:
 Start = Callable[..., tuple[str, Calls]]
 
 
-@pytest.fixture
-def start(pool: RealtimePool) -> Iterator[Start]:
+@pytest.fixture(params=[serving, serving_wsgi], ids=["websockets", "simple"])
+def start(pool: RealtimePool, request: pytest.FixtureRequest) -> Iterator[Start]:
     import contextlib
 
     with contextlib.ExitStack() as stack:
 
         def begin(**options: Any) -> tuple[str, Calls]:
             calls = Calls(pool, **options)
-            return stack.enter_context(serving(calls)), calls
+            return stack.enter_context(request.param(calls)), calls
 
         yield begin
 
