@@ -52,7 +52,7 @@ test: $(VENV)/.stamp-test ## every test, with coverage
 	@.ci/venv folder $(VENV) tests/contrib/openai/oldest.txt build/openai-oldest
 	@$(VENV)/bin/python -m pytest -n $(JOBS) --maxprocesses 4 --cov --cov-report= --cov-report=term $(ARGS)
 
-bench: $(BENCH)/.stamp-bench ## how fast it is beside everything one would use instead: twelve minutes
+bench: $(BENCH)/.stamp-bench ## how fast it is beside everything one would use instead: a quarter of an hour
 	@$(BENCH)/bin/rtpool bench $(ARGS)
 
 coverage: test ## the same, and a page for each file in htmlcov/

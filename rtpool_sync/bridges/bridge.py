@@ -12,6 +12,12 @@ takes nothing blocks the speaker, and the model's events are still understood
 blocks the listener, and both others notice. Callbacks run in further threads,
 see :mod:`.callbacks`.
 
+Waking a thread costs more than all that is done with a frame of audio, so it is
+not done for each: what the line takes at once is sent by the model's thread
+itself (:mod:`.outbox`), and where the telephony side's library has a thread that
+receives, that one does what the listener would (``hand_to`` of :mod:`.telephony`);
+the listener then only looks at the deadlines.
+
 The first one to come to an end says why (:meth:`Bridge._end`), and the others
 leave within :data:`LEAVING`. A send that takes longer than its deadline, a
 side that is silent, a peer that does not even answer pings: each is an end too,

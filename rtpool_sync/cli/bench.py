@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "only", nargs="*", choices=[[], *GROUPS], metavar="GROUP", help=f"of {', '.join(GROUPS)} (all)"
     )
     parser.add_argument(
-        "--quick", action="store_true", help="a minute instead of twelve; figures too rough to keep"
+        "--quick", action="store_true", help="a minute or two instead of fifteen; figures too rough to keep"
     )
     parser.add_argument("--rounds", type=whole(1, 1000), metavar="N", help="turns that everybody takes (7)")
     parser.add_argument(
