@@ -35,6 +35,8 @@ CLOSE_FRAME = 0.3
 
 #: Characters of a message that a socket takes whole if it takes any.
 AT_ONCE = 4096
+#: Bytes that the kernel needs for a message besides its own, at most.
+OVERHEAD = 2048
 
 _CLEAN = (1000, 1001)
 
@@ -122,9 +124,33 @@ def _writable(sock: Any, timeout: float) -> bool:
         return True
 
 
-def _has_room(sock: Any, message: str) -> bool:
-    """Whether sending would not block."""
-    return len(message) <= AT_ONCE and sock is not None and _writable(sock, 0.0)
+class _Room:
+    """Tells whether sending would not block, asking the kernel as rarely as that can be known.
+
+    It calls a socket writable when a third of its buffer is free: so much fits in without asking again.
+    """
+
+    def __init__(self) -> None:
+        self._left = 0
+
+    def forget(self) -> None:
+        """Something else is being sent."""
+        self._left = 0
+
+    def has(self, sock: Any, message: str) -> bool:
+        size = len(message) + OVERHEAD
+        if size <= self._left:
+            self._left -= size
+            return True
+        if len(message) > AT_ONCE or sock is None or not _writable(sock, 0.0):
+            self._left = 0
+            return False
+        self._left = 0
+        with contextlib.suppress(OSError):
+            if sock.gettimeout() is None:  # otherwise Python asks the kernel too, and waits for a third
+                room = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) // 3
+                self._left = min(65536, room) - size
+        return True
 
 
 def _shut(sock: Any) -> None:
@@ -166,7 +192,9 @@ class _Bell:
                 self._turn.release()
 
     def wait(self, timeout: float | None = None) -> bool:
-        return self._silent.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
+        return self._silent.acquire(
+            timeout=-1 if timeout is None else max(0.0, min(timeout, threading.TIMEOUT_MAX))
+        )
 
     def clear(self) -> None:
         self._silent.acquire(False)
@@ -177,6 +205,7 @@ class _SimpleWebSocket:
 
     def __init__(self, ws: Any) -> None:
         self._ws = ws
+        self._room = _Room()
         self._bell: _Bell | None = None
         event = getattr(ws, "event", None)
         if isinstance(event, _Bell):
@@ -210,15 +239,19 @@ class _SimpleWebSocket:
         return message
 
     def send(self, message: str) -> None:
+        self._room.forget()
+        self._send(message)
+
+    def _send(self, message: str) -> None:
         try:
             self._ws.send(message)
         except Exception as error:
             raise self._closed(error) from error
 
     def send_now(self, message: str) -> bool:
-        if not _has_room(getattr(self._ws, "sock", None), message):
+        if not self._room.has(getattr(self._ws, "sock", None), message):
             return False
-        self.send(message)
+        self._send(message)
         return True
 
     def _closed(self, error: Exception) -> TelephonyClosed:
@@ -256,6 +289,7 @@ class _WebSockets:
 
     def __init__(self, ws: Any) -> None:
         self._ws = ws
+        self._room = _Room()
         if getattr(ws, "close_timeout", None) is not None:
             ws.close_timeout = CLOSING  # now: it counts from the peer's close frame, if that is the first
 
@@ -273,15 +307,19 @@ class _WebSockets:
         return message
 
     def send(self, message: str) -> None:
+        self._room.forget()
+        self._send(message)
+
+    def _send(self, message: str) -> None:
         try:
             self._ws.send(message)
         except Exception as error:
             raise self._closed(error) from error
 
     def send_now(self, message: str) -> bool:
-        if not _has_room(getattr(self._ws, "socket", None), message):
+        if not self._room.has(getattr(self._ws, "socket", None), message):
             return False
-        self.send(message)
+        self._send(message)
         return True
 
     def _closed(self, error: Exception) -> TelephonyClosed:
@@ -319,6 +357,7 @@ class _WebSocketClient:
 
     def __init__(self, ws: Any, patience: float = 30.0) -> None:
         self._ws = ws
+        self._room = _Room()
         if ws.gettimeout() is None:
             ws.settimeout(patience)
 
@@ -349,15 +388,19 @@ class _WebSocketClient:
         return bool(poller.poll(timeout * 1000))
 
     def send(self, message: str) -> None:
+        self._room.forget()
+        self._send(message)
+
+    def _send(self, message: str) -> None:
         try:
             self._ws.send(message)
         except Exception as error:
             raise TelephonyClosed(str(error), clean=False) from error
 
     def send_now(self, message: str) -> bool:
-        if not _has_room(getattr(self._ws, "sock", None), message):
+        if not self._room.has(getattr(self._ws, "sock", None), message):
             return False
-        self.send(message)
+        self._send(message)
         return True
 
     def close(self, code: int = 1000, reason: str = "") -> None:

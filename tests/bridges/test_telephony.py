@@ -172,10 +172,17 @@ def test_what_is_sent_now_is_sent_or_it_is_not(ends: tuple[Any, Peer]) -> None:
     assert telephony.send_now("at once")
     assert peer.recv() == "at once"
     assert not telephony.send_now("x" * 100_000)  # that might block
-    stuff(telephony)
+    taken = 0
+    while telephony.send_now("x" * 500):  # the peer reads nothing: the last one must not block either
+        taken += 1
+        assert taken < 100_000
+    stuck = in_thread(flood, telephony)
+    with pytest.raises(queue.Empty):
+        stuck.get(timeout=0.3)
     outcome = in_thread(telephony.send_now, "no room")
     assert outcome.get(timeout=0.5) is False
     telephony.abort()
+    assert isinstance(stuck.get(timeout=1.0), TelephonyClosed)
 
 
 def test_what_cannot_be_sent_any_more_is_told(ends: tuple[Any, Peer]) -> None:
