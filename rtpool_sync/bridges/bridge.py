@@ -389,6 +389,8 @@ class Bridge:
 
     def _finish(self) -> None:
         result = self.result
+        if result.ended_by != "interrupted":  # that one goes on, with its traceback
+            _let_go(result.error)
         result.seconds = monotonic() - self._began
         result.heard_ms = self._outbox.heard_ms
         result.audio_in_ms = self.dialect.input_format.milliseconds(result.audio_in_bytes)
@@ -651,6 +653,17 @@ class Bridge:
     def _failed(self, what: str) -> None:
         if len(self.result.errors) < ERRORS:
             self.result.errors.append(redact(what))
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Drop the tracebacks: an application that keeps its results would keep everything its stack held."""
+    chain, known = [error], set()
+    while chain:
+        one = chain.pop()
+        if one is not None and id(one) not in known:
+            known.add(id(one))
+            one.__traceback__ = None
+            chain += (one.__cause__, one.__context__)
 
 
 #: Endings after which there is nobody to say goodbye to.

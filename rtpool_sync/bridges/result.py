@@ -39,7 +39,8 @@ class CallResult:
     Attributes:
         ended_by: Why it ended, one of :data:`ENDINGS`; empty while it goes on.
         detail: The same in a sentence, with the vendor's own reason.
-        error: The exception behind it, if there was one.
+        error: The exception behind it, if there was one, without its traceback: that would keep the
+            whole stack. The log has it where it matters.
         call_id, stream_id, caller, callee, parameters: As the telephony side said at the start.
         seconds: From ``run()`` to the end.
         audio_in_bytes, audio_in_ms: The caller's audio, passed on to the model.

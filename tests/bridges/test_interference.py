@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +14,7 @@ import voice_ai
 from telephony_side import Phone, serving, serving_wsgi
 
 from rtpool_sync import RealtimePool
-from rtpool_sync.bridges import AudioCodesBridge, TwilioBridge
+from rtpool_sync.bridges import AudioCodesBridge, CallResult, TwilioBridge
 from rtpool_sync.bridges.audiocodes import Conversations
 from rtpool_sync.bridges.outbox import Outbox
 from rtpool_sync.bridges.telephony import TelephonyClosed, adapt
@@ -237,6 +239,48 @@ def test_a_handed_over_message_that_hangs_in_a_stalled_model_ends_with_the_call(
         finally:
             monkeypatch.undo()
             phone.close()
+
+
+class Request:
+    """Something that an application holds while a call goes on."""
+
+
+@pytest.mark.parametrize("how", ["cut", "model"])
+def test_a_result_that_is_kept_keeps_nothing_of_the_call(how: str) -> None:
+    """Its exception would hold the stack on which it was raised: the application's, and the server's."""
+    held: list[weakref.ref[Request]] = []
+    results: list[CallResult] = []
+    over = threading.Event()
+    with RealtimeServer() as realtime:
+        with RealtimePool(base_url=realtime.base_url, api_key="k", max_connections=1) as pool:
+
+            def route(ws: Any) -> None:
+                request = Request()
+                held.append(weakref.ref(request))
+                call = TwilioBridge.answer(ws)
+                with pool.connection(10.0, session=call.session()) as conn:
+                    results.append(TwilioBridge(call, conn, on_event=lambda *_: request).run())
+
+            def answering(ws: Any) -> None:
+                route(ws)
+                over.set()
+
+            with serving_wsgi(answering) as url:
+                phone = Phone(url)
+                phone.wait(lambda: pool.stats().in_use, "the checkout")
+                if how == "cut":
+                    phone.cut()
+                else:
+                    realtime.close_all(1011)
+                assert over.wait(5.0)
+                phone.close()
+    assert results[0].ended_by == {"cut": "telephony_lost", "model": "realtime_lost"}[how]
+    assert results[0].error is not None
+    end = time.monotonic() + 5.0
+    while held[0]() is not None:
+        assert time.monotonic() < end
+        gc.collect()
+        time.sleep(0.01)
 
 
 def test_adapting_twice_is_harmless() -> None:
