@@ -52,7 +52,8 @@ class Held:
         self._over = False  # aborted or closed
         self._hear: Callable[[str | bytes], None] | None = None
         self._handed: Telephony | None = None  # the WebSocket that was told of it
-        self._hearing = threading.Lock()  # two of them may have something to hand over, one after the other
+        self._arrived: deque[tuple[Telephony, str | bytes]] = deque()
+        self._turn = threading.Lock()  # who has it hands over what arrived; nobody waits for it
         self._leave: Callable[[], None] = lambda: None
         #: Told of every break that was survived.
         self.report: Callable[[str], None] = lambda what: None
@@ -91,9 +92,16 @@ class Held:
         return True
 
     def _heard(self, telephony: Telephony, message: str | bytes) -> None:
-        with self._hearing:
-            if self._hear is not None and self._current is telephony:
-                self._hear(message)
+        # At a change two of them may bring something at once.
+        self._arrived.append((telephony, message))
+        while self._arrived and self._turn.acquire(False):
+            try:
+                while self._arrived:
+                    origin, message = self._arrived.popleft()
+                    if self._hear is not None and self._current is origin:
+                        self._hear(message)
+            finally:
+                self._turn.release()
 
     def send(self, message: str) -> None:
         while True:
