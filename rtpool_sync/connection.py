@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import enum
 import json
-import os
 import time
 import typing
 from collections.abc import Iterator, Mapping
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["Claim", "Lender", "PooledConnection", "RealtimeConnection", "State"]
 
 monotonic = time.monotonic
-getpid = os.getpid
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
@@ -180,7 +178,7 @@ class RealtimeConnection(Claim):
         member, transport = self._member, self._transport
         if member is None or transport is None or transport.owner is not self._lease:
             raise ConnectionReturned(f"connection #{self.id} was returned to pool {self._pool.name!r}")
-        if member.ledger.pid != getpid():
+        if not member.ledger.birthplace[0]:
             raise ConnectionLost(f"connection #{self.id} belongs to the parent process", reason="forked")
         return member, transport
 
@@ -215,7 +213,7 @@ class RealtimeConnection(Claim):
         """
         member = self._member
         transport = self._transport
-        if member is None or transport is None or member.ledger.pid != getpid():
+        if member is None or transport is None or not member.ledger.birthplace[0]:
             self._borrowed()
             raise AssertionError("unreachable")
         opcode = TEXT
@@ -303,7 +301,7 @@ class RealtimeConnection(Claim):
 
     def _receive(self, timeout: float | None) -> str | bytes:
         member, transport = self._member, self._transport
-        ours = member is not None and member.ledger.pid == getpid()
+        ours = member is not None and member.ledger.birthplace[0]
         if not ours or transport is None or transport.owner is not self._lease:
             self._borrowed()  # now: not in line behind the receiver of a later session
             raise AssertionError("unreachable")
@@ -432,7 +430,7 @@ class RealtimeConnection(Claim):
     def _is_inherited(self) -> bool:
         """Whether this is a forked child, and the connection its parent's."""
         member = self._member
-        return member is not None and member.ledger.pid != getpid()
+        return member is not None and not member.ledger.birthplace[0]
 
     def _has_bytes(self) -> bool:
         """Whether there is something to say about the connection just lent: data, or its end."""

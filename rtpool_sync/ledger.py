@@ -16,7 +16,6 @@ finalizer and taken back by the reaper.
 from __future__ import annotations
 
 import copy
-import os
 import select
 import threading
 import time
@@ -25,6 +24,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from operator import attrgetter
 
+from .birthplace import birthplace
 from .config import PoolConfig
 from .connection import Claim, Lender, PooledConnection, RealtimeConnection, State
 from .connector import MAX_DIALING
@@ -73,7 +73,7 @@ class Ledger:
     ) -> None:
         self.name = name
         self.events = Events(name) if events is None else events  # never called with the lock held
-        self.pid = os.getpid()
+        self.birthplace = birthplace()
         self.protocol = protocol
         self.poll_type = select.poll  # another one once gevent has patched the standard library
         self.unpatched_poll = None if patched() else select.poll  # None: each checkout is to be checked

@@ -35,7 +35,6 @@ from .stats import ConnectionStats, Counters, HealthReport, PoolStats
 __all__ = ["RealtimePool"]
 
 monotonic = time.monotonic
-getpid = os.getpid
 
 
 class _Checkout:
@@ -295,7 +294,7 @@ class RealtimePool:
             SessionRejected: The server refused ``session``.
         """
         ledger = self._ledger
-        if ledger.pid != getpid() or ledger.unpatched_poll is not select.poll:
+        if not ledger.birthplace[0] or ledger.unpatched_poll is not select.poll:
             self._check_process()
             self._check_patched()
             ledger = self._ledger
@@ -434,7 +433,7 @@ class RealtimePool:
             if member is None:
                 return
             ledger = member.ledger
-            if ledger.pid != getpid():
+            if not ledger.birthplace[0]:
                 claim._member = None  # lent by the parent process
                 return
             with ledger.lock:
@@ -530,7 +529,7 @@ class RealtimePool:
     # -- fork, gevent and exit
 
     def _check_process(self) -> None:
-        if self._ledger.pid != getpid():
+        if not self._ledger.birthplace[0]:
             self._after_fork()
         if self._ledger.poll_type is not select.poll:
             self._after_patch()
@@ -539,7 +538,7 @@ class RealtimePool:
         """Start empty in a forked child. Nothing that belongs to the parent is used or waited for."""
         with _fork_lock:
             old, reaper = self._ledger, self._reaper
-            if old.pid == getpid():
+            if old.birthplace[0]:
                 return
             self._start_lock = threading.Lock()
             self._reaper = None

@@ -366,7 +366,7 @@ class Reaper:
     @staticmethod
     def stop_all() -> None:
         """Close all pools of this process at the interpreter's exit: bounded, silent, all at once."""
-        here = [reaper for reaper in list(_running) if reaper._ledger.pid == os.getpid()]
+        here = [reaper for reaper in list(_running) if reaper._ledger.birthplace[0]]
         for reaper in here:
             reaper.stop_at_exit()
         began = time.monotonic()

@@ -24,6 +24,7 @@ FLOORS = {
     "transport": 1,
     "protocols": 1,
     "patching": 1,
+    "birthplace": 1,
     "policy": 1,
     "stats": 1,
     "observers": 1,

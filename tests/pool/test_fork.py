@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import mmap
 import os
 import select
 import signal
@@ -17,7 +19,7 @@ from typing import Any
 import pytest
 from pool_support import eventually, plain
 
-from rtpool_sync import ConnectionLost, ConnectionReturned, RealtimePool, registry
+from rtpool_sync import ConnectionLost, ConnectionReturned, RealtimePool, birthplace, registry
 from rtpool_sync.emulator import RealtimeServer
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
@@ -190,6 +192,31 @@ def test_the_process_wide_pools_survive_a_fork_at_any_moment(monkeypatch: pytest
     monkeypatch.setenv("OPENAI_API_KEY", "sk-x")
     with registry._lock:
         assert in_child(lambda: registry.get_pool("fork").name) == "fork"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory that the kernel empties is Linux's")
+def test_where_a_process_was_born_is_known_without_asking_the_system() -> None:
+    here = birthplace.birthplace()
+    assert isinstance(here, mmap.mmap)
+    assert here[0]
+    assert in_child(lambda: [here[0], birthplace.birthplace()[0]]) == [0, 1]
+    assert in_child(lambda: in_child(lambda: here[0])) == 0
+    assert here[0]
+
+
+@pytest.mark.parametrize("kernel", ["elder", "emulated"])
+def test_where_the_kernel_empties_no_memory_the_process_id_tells(
+    kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Page(mmap.mmap):
+        def madvise(self, option: int, start: int = 0, length: int = 0) -> None:
+            if kernel == "elder":
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr("rtpool_sync.birthplace.mmap.mmap", Page)
+    here = birthplace.birthplace()
+    assert here[0]
+    assert not in_child(lambda: here[0])
 
 
 UNNOTICED = """
