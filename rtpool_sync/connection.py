@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import json
+import math
 import time
 import typing
 from collections.abc import Iterator, Mapping
@@ -32,9 +33,10 @@ if TYPE_CHECKING:
     from .transport import Transport
     from .view import WebSocketView
 
-__all__ = ["Claim", "Lender", "PooledConnection", "RealtimeConnection", "State"]
+__all__ = ["Claim", "Lender", "PooledConnection", "RealtimeConnection", "State", "claim_of"]
 
 monotonic = time.monotonic
+NEVER = -math.inf
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
@@ -57,6 +59,7 @@ class PooledConnection:
         "busy_since",
         "close_by",
         "close_reason",
+        "direct",
         "due",
         "failures_before",
         "generation",
@@ -66,8 +69,8 @@ class PooledConnection:
         "incomplete",
         "last_error",
         "leak_reported",
-        "lease",
         "ledger",
+        "max_sessions",
         "next_ping_at",
         "opened_at",
         "ping_sent",
@@ -77,6 +80,7 @@ class PooledConnection:
         "reset_started",
         "secrets",
         "session_count",
+        "stall_timeout",
         "state",
         "text_only",
         "transparent",
@@ -93,15 +97,17 @@ class PooledConnection:
         self.ledger = ledger
         self.protocol = protocol
         self.transparent = kind.transparent
+        self.direct = kind.transparent  # goes on as it comes back, if it is clean: the reaper need not see it
         self.text_only = kind.text_only
         self.generation = generation
         self.state = State.CONNECTING
         self.transport: Transport | None = None
-        self.lease = 0  # number of the current or last checkout
-        self.session_count = 0
+        self.session_count = 0  # the number of the present, or last, session: a borrower's right to this
+        self.max_sessions = ledger.config.max_sessions_per_connection
+        self.stall_timeout = ledger.config.ping_timeout
         self.opened_at = self.idle_since = self.busy_since = now
         self.usable_until, self.usable_why = 0.0, "age"
-        self.close_reason: str | None = None  # set: to be closed as soon as nobody uses it
+        self.close_reason: str | None = None  # set by condemn()
         self.last_error = ""
         self.secrets: list[Secret] = []  # what was shown to the server, and what it may quote
         self.failures_before = 0  # attempts that had failed in a row when this one succeeded
@@ -112,12 +118,17 @@ class PooledConnection:
         self.watched = False  # registered with the selector
         self.close_by = 0.0
         self.half_closed = False  # said everything, waiting for the peer to end the stream too
-        self.received_back = False  # the reaper has begun with what the last borrower left; cleared by lend()
+        self.received_back = False  # the reaper has begun with what the last borrower left
         self.next_ping_at = 0.0
         self.ping_sent = False  # a health check, not answered yet
         self.pinged_at = 0.0  # when
         self.incomplete = False  # reserved while idle: half a message has arrived
         self.reset_started = 0.0
+
+    def condemn(self, reason: str) -> None:
+        """Have the connection closed as soon as nobody uses it."""
+        self.close_reason = reason
+        self.usable_until = NEVER
 
     def masked(self, error: ConnectError) -> ConnectError:
         """The error, without the secrets that the server has put into what it said."""
@@ -146,12 +157,21 @@ class Lender(typing.Protocol):
 class Claim:
     """The right to give a connection back: a handle's, or what is left of one that was dropped."""
 
-    __slots__ = ("_lease", "_member", "id")
+    __slots__ = ("_lease", "_member", "_transport", "id")
 
-    def __init__(self, handle: Claim) -> None:
-        self._member: PooledConnection | None = handle._member
-        self._lease: int = handle._lease
-        self.id: int = handle.id
+    _member: PooledConnection | None
+    _transport: Transport
+    _lease: int
+    #: Number of the connection in its pool.
+    id: int
+
+
+def claim_of(handle: Claim) -> Claim:
+    """What outlives a handle that is being finalized."""
+    claim = Claim()
+    claim._member, claim._transport = handle._member, handle._transport
+    claim._lease, claim.id = handle._lease, handle.id
+    return claim
 
 
 class RealtimeConnection(Claim):
@@ -161,22 +181,16 @@ class RealtimeConnection(Claim):
     been returned every use raises :class:`ConnectionReturned`.
     """
 
-    __slots__ = ("__weakref__", "_pool", "_sent", "_stall_timeout", "_transport", "_view")
+    __slots__ = ("__weakref__", "_pool", "_sent", "_view")
 
-    def __init__(self, pool: Lender, member: PooledConnection, lease: int, stall_timeout: float) -> None:
-        self._pool = pool
-        self._member = member
-        self._transport = member.transport
-        self._lease = lease
-        self._stall_timeout = stall_timeout
-        self._sent = False
-        self._view: WebSocketView | None = None
-        #: Number of the connection in its pool.
-        self.id = member.id
+    # Made and filled in by Ledger.lend(): a constructor would take longer than all that.
+    _pool: Lender
+    _sent: bool  # not there before anything was sent
+    _view: WebSocketView  # not there before it is asked for
 
     def _borrowed(self) -> tuple[PooledConnection, Transport]:
         member, transport = self._member, self._transport
-        if member is None or transport is None or transport.owner is not self._lease:
+        if member is None or transport.owner is not self._lease:
             raise ConnectionReturned(f"connection #{self.id} was returned to pool {self._pool.name!r}")
         if not member.ledger.birthplace[0]:
             raise ConnectionLost(f"connection #{self.id} belongs to the parent process", reason="forked")
@@ -184,8 +198,11 @@ class RealtimeConnection(Claim):
 
     def __del__(self) -> None:
         # Dropped without being returned. Nothing may block here, so the reaper takes it back.
-        if getattr(self, "_member", None) is not None:
-            self._pool._dropped(self)
+        try:
+            if self._member is not None:
+                self._pool._dropped(self)
+        except AttributeError:  # an exception has struck before it was filled in
+            pass
 
     def __repr__(self) -> str:
         member = self._member
@@ -213,7 +230,7 @@ class RealtimeConnection(Claim):
         """
         member = self._member
         transport = self._transport
-        if member is None or transport is None or not member.ledger.birthplace[0]:
+        if member is None or not member.ledger.birthplace[0]:
             self._borrowed()
             raise AssertionError("unreachable")
         opcode = TEXT
@@ -236,7 +253,7 @@ class RealtimeConnection(Claim):
         messages, before = transport.messages_sent, self._sent  # in this order: others may send too
         self._sent = True
         try:
-            transport.send(payload, opcode, self._stall_timeout, self._lease)
+            transport.send(payload, opcode, member.stall_timeout, self._lease)
             return
         except ConnectionLost as error:
             if transport.messages_sent == messages:  # it had ended before: not a byte was written
@@ -244,7 +261,7 @@ class RealtimeConnection(Claim):
             lost = self._explain(error)
         except TimeoutError:
             lost = ConnectionLost(
-                f"the peer has not taken a byte for {self._stall_timeout:g} s",
+                f"the peer has not taken a byte for {member.stall_timeout:g} s",
                 reason="send stalled",
                 sent=True,
             )
@@ -302,7 +319,7 @@ class RealtimeConnection(Claim):
     def _receive(self, timeout: float | None) -> str | bytes:
         member, transport = self._member, self._transport
         ours = member is not None and member.ledger.birthplace[0]
-        if not ours or transport is None or transport.owner is not self._lease:
+        if not ours or transport.owner is not self._lease:
             self._borrowed()  # now: not in line behind the receiver of a later session
             raise AssertionError("unreachable")
         try:
@@ -319,7 +336,7 @@ class RealtimeConnection(Claim):
             if isinstance(known, ConnectionLost):
                 known.code, known.reason = error.code, error.reason
                 error = known
-        error.sent = self._sent
+        error.sent = getattr(self, "_sent", False)
         return error
 
     def _raise(self, lost: ConnectionLost) -> NoReturn:
@@ -359,7 +376,7 @@ class RealtimeConnection(Claim):
     def invalidate(self, reason: str = "invalidated by the borrower") -> None:
         """Have the connection closed, not reused, when it is returned."""
         member, _ = self._borrowed()
-        member.close_reason = "invalidated"
+        member.condemn("invalidated")
         member.last_error = reason
 
     def abort(self, reason: str = "aborted by the borrower") -> None:
@@ -375,11 +392,13 @@ class RealtimeConnection(Claim):
     def websocket(self) -> WebSocketView:
         """The same connection in websocket-client's style, for existing code."""
         self._borrowed()
-        if self._view is None:
+        try:
+            return self._view
+        except AttributeError:
             from .view import WebSocketView
 
             self._view = WebSocketView(self)
-        return self._view
+            return self._view
 
     @property
     def session_id(self) -> str | None:
@@ -409,8 +428,8 @@ class RealtimeConnection(Claim):
     @property
     def is_healthy(self) -> bool:
         """Whether the connection is open, sound, and answers pings within half of ``ping_timeout``."""
-        _, transport = self._borrowed()
-        answers = transport.silence(monotonic()) <= self._stall_timeout / 2
+        member, transport = self._borrowed()
+        answers = transport.silence(monotonic()) <= member.stall_timeout / 2
         return answers and not transport.ended and not transport.damaged
 
     @property
@@ -421,8 +440,7 @@ class RealtimeConnection(Claim):
     @property
     def closed(self) -> bool:
         """Whether the connection ended or was returned."""
-        transport = self._transport
-        return self._member is None or transport is None or transport.ended or self._is_inherited
+        return self._member is None or self._transport.ended or self._is_inherited
 
     # -- the pool's side
 
@@ -431,14 +449,6 @@ class RealtimeConnection(Claim):
         """Whether this is a forked child, and the connection its parent's."""
         member = self._member
         return member is not None and not member.ledger.birthplace[0]
-
-    def _has_bytes(self) -> bool:
-        """Whether there is something to say about the connection just lent: data, or its end."""
-        member, transport = self._member, self._transport
-        if member is None or transport is None:
-            return True
-        # What came before anybody had it is the server's greeting.
-        return not transport.is_quiet(kept=member.session_count <= 1)
 
     def _configure(self, session: Mapping[str, Any], end: float, patience: float) -> None:
         """Apply ``session`` and wait for its acknowledgement, in the borrower's thread.

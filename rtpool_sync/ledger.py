@@ -26,7 +26,7 @@ from operator import attrgetter
 
 from .birthplace import birthplace
 from .config import PoolConfig
-from .connection import Claim, Lender, PooledConnection, RealtimeConnection, State
+from .connection import NEVER, Claim, Lender, PooledConnection, RealtimeConnection, State
 from .connector import MAX_DIALING
 from .errors import ConnectError, PoolClosed, PoolExhausted, PoolTimeout
 from .events import Events
@@ -95,9 +95,13 @@ class Ledger:
         self.errors_seen = 0  # connect errors so far, to tell a new one from an old one
         self.watchers: set[threading.Lock] = set()  # gates of the threads in wait()
         self.unmet = False  # a caller went away empty-handed since the last plan
+        self.overfull = False  # resize() has left more connections than there may be
         self.closed = False
         self.kill = False  # close()'s deadline has passed: connections in use are closed too
         self.exiting = False  # the interpreter exits: daemon threads are left asleep
+        #: Whether the reaper turns by itself soon enough for a connection that is lent, or
+        #: comes back: then borrowers need not wake it.
+        self.will_turn = False
         self.last_run = 0.0  # Unix time of the reaper's last turn; 0 before it was started
         self._next_id = 1
 
@@ -105,22 +109,22 @@ class Ledger:
 
     def lend(self, member: PooledConnection, now: float, lender: Lender) -> RealtimeConnection:
         """Pass a ready connection to a borrower: the one place where that happens."""
-        lease = member.lease + 1
-        handle = RealtimeConnection(lender, member, lease, self.config.ping_timeout)
-        idle, transport, counters = self.idle, member.transport, self.counters
+        handle = RealtimeConnection()
+        idle, transport, lease = self.idle, member.transport, member.session_count + 1
         assert transport is not None
         # From here to the end there is no call: see the module's docstring.
+        handle._pool = lender
+        handle._member = member
+        handle._transport = transport
+        handle._lease = lease
+        handle.id = member.id
         if idle and idle[-1] is member:
             del idle[-1]
         if member.state is not IN_USE:  # else: straight from one borrower to the next
             self.in_use += 1
             member.state = IN_USE
-        member.received_back = False
         member.busy_since = now
-        member.session_count += 1
-        member.lease = lease
-        transport.owner = lease
-        counters.checkouts_ok += 1
+        member.session_count = transport.owner = lease
         return handle
 
     def take_idle(self, now: float, lender: Lender) -> RealtimeConnection | None:
@@ -196,53 +200,51 @@ class Ledger:
     # -- taking back
 
     def give_back(self, claim: Claim, now: float) -> bool:
-        """Take a connection back from its borrower; return whether the reaper has to look at it.
+        """Take a connection back from its borrower; return whether the reaper has to be woken.
 
         Called again after an exception has struck half-way, this goes on where it was.
         """
-        member = claim._member
-        if member is None or member.lease is not claim._lease or member.state is not IN_USE:
+        member, transport = claim._member, claim._transport
+        if member is None or member.session_count is not claim._lease or member.state is not IN_USE:
             claim._member = None  # somebody was faster: another thread, or close() after its deadline
             return False
-        transport, idle, inbox = member.transport, self.idle, self.inbox
-        assert transport is not None
         if transport.owner is not None:
             transport.owner = None  # from here on every call through the handle fails
             self.counters.session_duration.observe(now - member.busy_since)
-        if len(self.members) > self.config.max_connections and self.surplus() > 0 and not member.close_reason:
-            member.close_reason = "shrunk"  # whoever waits gets another: this is how a busy pool shrinks
+        if self.overfull and self.surplus() > 0 and not member.close_reason:
+            member.condemn("shrunk")  # whoever waits gets another: this is how a busy pool shrinks
         # A connection without a reset can go on at once. Whether its socket is quiet is
         # looked at when it is lent: that is late enough, and once for every checkout.
-        fit = member.transparent and transport.is_clean and not member.leak_reported
-        if fit and self.retire_reason(member, now) is None:
+        fit = member.direct and now < member.usable_until and claim._lease < member.max_sessions
+        if fit and transport.is_clean():
             member.idle_since = now
             if self.waiters:
                 self._serve_first(member, now)
             else:
                 member.state = IDLE
                 self.in_use -= 1
-                idle += [member]
+                self.idle.append(member)
             claim._member = None
-            return False
+            return not self.will_turn
+        member.received_back = False
         member.state = RESETTING
         self.in_use -= 1
-        inbox.append(member)
+        self.inbox.append(member)
         claim._member = None
         return True
 
     def take_back_unseen(self, handle: RealtimeConnection) -> None:
         """Undo a loan whose socket turned out to have something to say: the reaper looks at it."""
-        member = handle._member
-        self.counters.checkouts_ok -= 1
-        if member is not None and member.lease is handle._lease and member.state is IN_USE:
+        member, handle._member = handle._member, None
+        if member is not None and member.session_count is handle._lease and member.state is IN_USE:
             assert member.transport is not None
             member.transport.owner = None
             member.session_count -= 1
             member.state = IDLE
             self.in_use -= 1
             self.inbox.append(member)
-        # else: close() was faster, after its deadline
-        handle._member = None
+        else:  # close() was faster, after its deadline
+            self.counters.checkouts_ok -= 1
 
     def offer(self, member: PooledConnection, now: float) -> None:
         """Pass a connection that is ready to the first in line, or to the idle ones."""
@@ -288,6 +290,26 @@ class Ledger:
             return 0
         return sum(m.state is not State.CLOSING and m.close_reason is None for m in self.members) - limit
 
+    def configure(self, config: PoolConfig) -> None:
+        """Change the limits."""
+        self.config = config
+        self.overfull = len(self.members) > config.max_connections
+
+    def drain(self) -> None:
+        """Have every connection retired that there is now."""
+        self.generation += 1
+        self._end_use()
+
+    def close(self) -> None:
+        """Lend nothing any more, and have every connection retired."""
+        self.closed = True
+        self._end_use()
+
+    def _end_use(self) -> None:
+        """From now on :meth:`retire_reason` has one for each connection, and borrowers look no further."""
+        for member in self.members:
+            member.usable_until = NEVER
+
     def retire_reason(self, member: PooledConnection, now: float) -> str | None:
         """Why a connection must not be lent again; None while it may."""
         if member.close_reason is not None:
@@ -298,7 +320,7 @@ class Ledger:
             return "drained"
         if now >= member.usable_until:
             return member.usable_why
-        if member.session_count >= self.config.max_sessions_per_connection:
+        if member.session_count >= member.max_sessions:
             return "sessions"
         return None
 
@@ -389,6 +411,8 @@ class Ledger:
         member.state = State.GONE
         self.closing -= 1
         self.members.discard(member)
+        self.overfull = len(self.members) > self.config.max_connections
+        self.counters.checkouts_ok += member.session_count
         if transport is not None:
             _add_traffic(self.counters, member)
         member.transport = None
@@ -437,6 +461,7 @@ class Ledger:
             counters = self.counters.copy()
             for member in self.members:
                 states[member.state] += 1
+                counters.checkouts_ok += member.session_count
                 transport = member.transport
                 if transport is None:
                     continue

@@ -144,7 +144,7 @@ class Lifecycle:
             elif member.state is State.CONNECTING:
                 transport.keep(message)  # said right after the greeting: the first borrower's to read
             elif protocol.failure is None and not protocol.stray(message):
-                member.close_reason = "dirty"
+                member.condemn("dirty")
         if protocol.pending and protocol.wake_at is not None and now >= protocol.wake_at:
             protocol.tick(now)
         for message in protocol.outgoing():
@@ -169,7 +169,7 @@ class Lifecycle:
         member.received_back = True
         if member.leak_reported:
             self._ledger.events.emit("leak_returned", connection=member.id, warn=True)
-        member.borrower_stack, member.leak_reported = None, False
+        member.borrower_stack, member.leak_reported, member.direct = None, False, member.transparent
         self._loop.unwatch(member)
         is_open = transport.drain()
         reason: str | None
@@ -225,15 +225,23 @@ class Lifecycle:
             self._reoffer(member, now)
 
     def _reoffer(self, member: PooledConnection, now: float) -> None:
+        transport = member.transport
+        assert transport is not None
+        incomplete = transport.has_unread
         member.next_ping_at = now + self._ledger.config.health_check_interval
         member.ping_sent = False
         with self._ledger.lock:
             reason = self._ledger.retire_reason(member, now)
             if reason is None:
                 member.idle_since = now
-                self._ledger.offer(member, now)
+                if incomplete:
+                    member.state = State.IDLE  # and reserved for us
+                else:
+                    self._ledger.offer(member, now)
         if reason is not None:
             self.begin_close(member, now, reason)
+        elif incomplete:
+            self.examine(member, now)
         else:
             self._loop.at(member, now + TICK)
 
@@ -332,8 +340,12 @@ class Lifecycle:
 
     # -- in use
 
-    def look_in_use(self, member: PooledConnection, now: float) -> None:
-        """Keep a borrowed connection alive, whether or not its borrower receives. Never closes it."""
+    def look_in_use(self, member: PooledConnection, now: float, session: int) -> None:
+        """Keep a borrowed connection alive, whether or not its borrower receives. Never closes it.
+
+        Should it be returned at this moment, nothing is read from it any more: then that
+        is for those who own an idle connection, and a checkout asks the kernel only.
+        """
         transport, config = member.transport, self._ledger.config
         assert transport is not None
         if transport.ended:
@@ -341,7 +353,7 @@ class Lifecycle:
         # The last health check may have arranged the next ping for long after a keepalive is due.
         member.next_ping_at = min(member.next_ping_at, now + config.ping_interval)
         if not transport.readlock.locked() and transport.has_bytes():
-            transport.drain()
+            transport.drain(session)
         transport.flush()  # what the kernel had no room for, an answer to a ping among it
         self._note_pong(member, now)
         if transport.silence(now) >= config.ping_timeout and not transport.has_bytes():
@@ -351,7 +363,7 @@ class Lifecycle:
             transport.send_keepalive()
         threshold = config.leak_threshold
         if threshold and not member.leak_reported and now - member.busy_since >= threshold:
-            member.leak_reported = True
+            member.leak_reported, member.direct = True, False
             with self._ledger.lock:
                 self._ledger.counters.leaks += 1
             stack = member.borrower_stack or "an unknown borrower"

@@ -8,7 +8,6 @@ under the ledger's lock.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import sys
@@ -22,7 +21,7 @@ from typing import Any
 
 from . import observers
 from .config import PoolConfig, PoolOptions
-from .connection import Claim, RealtimeConnection
+from .connection import Claim, RealtimeConnection, claim_of
 from .errors import ConfigError, ConnectionLost, PoolClosed, PoolExhausted, PoolTimeout, RtpoolError
 from .events import PoolEvent
 from .ledger import Ledger, Waiter, again
@@ -42,11 +41,11 @@ class _Checkout:
 
     __slots__ = ("_handle", "_pool", "_session", "_timeout")
 
-    def __init__(self, pool: RealtimePool, timeout: float | None, session: Mapping[str, Any] | None) -> None:
-        self._pool = pool
-        self._timeout = timeout
-        self._session = session
-        self._handle: RealtimeConnection | None = None
+    # Filled in by RealtimePool.connection(): a constructor would take longer than all that.
+    _pool: RealtimePool
+    _timeout: float | None
+    _session: Mapping[str, Any] | None
+    _handle: RealtimeConnection | None
 
     def __enter__(self) -> RealtimeConnection:
         if self._handle is not None:
@@ -68,9 +67,11 @@ class _Checkout:
     def __del__(self) -> None:
         # An exception has struck (KeyboardInterrupt) before __exit__ could do anything.
         # The variable behind "as" may live on, but the block it was for is over.
-        handle = getattr(self, "_handle", None)
-        if handle is not None:
-            self._pool._dropped(handle, mistake=False)
+        try:
+            if self._handle is not None:
+                self._pool._dropped(self._handle, mistake=False)
+        except AttributeError:  # an exception has struck before it was filled in
+            pass
 
 
 class RealtimePool:
@@ -220,7 +221,7 @@ class RealtimePool:
         with self._start_lock:
             ledger, reaper = self._ledger, self._reaper
             with ledger.lock:
-                ledger.closed = True
+                ledger.close()
                 text = f"pool {self.name!r} was closed while waiting for a connection"
                 ledger.fail_line(lambda: PoolClosed(text), "closed")
                 ledger.tell_watchers()
@@ -275,7 +276,12 @@ class RealtimePool:
 
         Args and errors as for :meth:`acquire`. An exception inside propagates unchanged.
         """
-        return _Checkout(self, timeout, session)
+        checkout = _Checkout()
+        checkout._pool = self
+        checkout._timeout = timeout
+        checkout._session = session
+        checkout._handle = None
+        return checkout
 
     def acquire(
         self, timeout: float | None = None, *, session: Mapping[str, Any] | None = None
@@ -307,17 +313,17 @@ class RealtimePool:
                 idle = ledger.idle
                 if idle and not ledger.closed:
                     member = idle[-1]
-                    if now < member.usable_until and member.generation == ledger.generation:
+                    if now < member.usable_until:
                         handle = ledger.lend(member, now, self)
                         ledger.counters.checkout_wait.counts[0] += 1
             if handle is None:
                 handle = self._checkout(ledger, now, timeout)
-            elif handle._has_bytes():  # asks the kernel, hence outside the lock
+            elif not handle._transport.is_quiet():  # asks the kernel, hence outside the lock
                 with ledger.lock:
                     ledger.take_back_unseen(handle)
                     ledger.counters.checkout_wait.counts[0] -= 1
                 handle = self._checkout(ledger, now, timeout)
-            elif not self._reaper.will_turn:  # type: ignore[union-attr]  # what is idle was opened by it
+            elif not ledger.will_turn:
                 self._wake()
             if session is not None or ledger.config.leak_threshold:
                 handle = self._furnish(handle, session, now, timeout)
@@ -352,8 +358,10 @@ class RealtimePool:
         waiter: Waiter | None = None
         limit = _seconds(ledger.config.checkout_timeout if timeout is None else timeout)
         try:
-            with contextlib.suppress(PoolClosed):  # join_line() says so too, and counts it
+            try:
                 self._start()
+            except PoolClosed:  # join_line() says so too, and counts it
+                pass
             while True:
                 with ledger.lock:
                     handle = ledger.take_idle(monotonic(), self)
@@ -368,10 +376,10 @@ class RealtimePool:
                     waiter.gate.acquire(timeout=max(0.0, since + limit - monotonic()))
                     with ledger.lock:
                         handle = ledger.leave_line(waiter, limit)
-                if not handle._has_bytes():
+                if handle._transport.is_quiet():
                     with ledger.lock:
                         ledger.counters.checkout_wait.observe(monotonic() - since)
-                    if ledger.inbox or (self._reaper is not None and not self._reaper.will_turn):
+                    if ledger.inbox or not ledger.will_turn:
                         self._wake()
                     return handle
                 with ledger.lock:
@@ -419,7 +427,7 @@ class RealtimePool:
                     text = f"{error} {self._ledger.numbers()}"
                 raise PoolTimeout(text) from None
             except BaseException as error:
-                if not isinstance(error, Exception) and handle._transport is not None:
+                if not isinstance(error, Exception):
                     handle._transport.damaged = True  # nobody knows what the server was told
                 self._give_back(handle)
                 raise
@@ -437,10 +445,9 @@ class RealtimePool:
                 claim._member = None  # lent by the parent process
                 return
             with ledger.lock:
-                for_reaper = ledger.give_back(claim, monotonic())
-            reaper = self._reaper
-            if reaper is not None and (for_reaper or not reaper.will_turn):
-                reaper.wake()
+                to_wake = ledger.give_back(claim, monotonic())
+            if to_wake:
+                self._wake()
         except BaseException:
             if not again:  # struck half-way
                 self._give_back(claim, again=True)
@@ -450,10 +457,10 @@ class RealtimePool:
     def _dropped(self, handle: RealtimeConnection, mistake: bool = True) -> None:
         # Called by finalizers, anywhere: no lock, nothing that blocks.
         member = handle._member
-        if member is None or member.lease is not handle._lease:
+        if member is None or member.session_count is not handle._lease:
             return
         if member.ledger is self._ledger and not member.ledger.exiting:
-            member.ledger.dropped.append((Claim(handle), mistake))
+            member.ledger.dropped.append((claim_of(handle), mistake))
             self._wake()
 
     # -- changing
@@ -465,7 +472,7 @@ class RealtimePool:
         """
         self._check_process()
         with self._ledger.lock:
-            self._ledger.generation += 1
+            self._ledger.drain()
         self._wake()
 
     def resize(self, max_connections: int | None = None, min_idle: int | None = None) -> None:
@@ -483,7 +490,7 @@ class RealtimePool:
         with self._start_lock:  # of two at the same time each changes what it was asked to
             config = self.config.replace(**changes)
             with self._ledger.lock:
-                self._ledger.config = config
+                self._ledger.configure(config)
         self._wake()
 
     # -- telling

@@ -63,9 +63,6 @@ class Reaper:
         self._claim = threading.Lock()  # taken once and for all by the thread that runs the loop
         self.started = False
         self.finished = threading.Event()
-        #: Whether the loop turns by itself soon enough for a connection that is lent, or
-        #: comes back: then borrowers need not wake it. Written under the ledger's lock.
-        self.will_turn = False
         ledger.last_run = time.time()
         self._loop = Loop()
         self._dialing = Dialing(ledger)
@@ -194,7 +191,7 @@ class Reaper:
             # ourselves: on that way borrowers need not wake us.
             unwatched = bool(ledger.idle) and ledger.idle[-1].idle_since > self._watched_until
             in_use = ledger.in_use > 0
-            self.will_turn = unwatched or in_use or self._is_calm()
+            ledger.will_turn = unwatched or in_use or self._is_calm()
             wanting = bool(ledger.waiters or ledger.config.min_idle or ledger.watchers or ledger.unmet)
             due = [self._loop.next_due(), self._house_at if ledger.members or wanting else now + HEARTBEAT]
             if unwatched:
@@ -229,7 +226,7 @@ class Reaper:
             self._complain("pool %r: error while looking after %r; it is closed", self._ledger.name, member)
             with self._ledger.lock:
                 in_use = member.state is State.IN_USE
-                member.close_reason = "damaged"  # if it is out: when it comes back
+                member.condemn("damaged")  # if it is out: when it comes back
             if not in_use:
                 self._life.begin_close(member, now, "damaged")
 
@@ -277,16 +274,16 @@ class Reaper:
         if not self._ledger.in_use:
             return
         with self._ledger.lock:
-            in_use = [m for m in self._ledger.members if m.state is State.IN_USE]
-        for member in in_use:
-            self._guarded(member, self._life.look_in_use, now)
+            in_use = [(m, m.session_count) for m in self._ledger.members if m.state is State.IN_USE]
+        for member, session in in_use:
+            self._guarded(member, self._life.look_in_use, now, session)
 
     def _reclaim(self, claim: Claim, mistake: bool) -> None:
         """Take back a connection whose handle was dropped without being returned."""
         ledger = self._ledger
         with ledger.lock:
             member = claim._member
-            if member is None or member.lease is not claim._lease or member.state is not State.IN_USE:
+            if member is None or member.session_count is not claim._lease or member.state is not State.IN_USE:
                 return
             ledger.counters.leaks += mistake
             stack = member.borrower_stack

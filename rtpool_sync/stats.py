@@ -101,6 +101,7 @@ class Counters:
     )
 
     def __init__(self) -> None:
+        # The sessions of connections that are gone; those of the others are added when a snapshot is taken.
         self.checkouts_ok = 0
         self.checkouts_failed = dict.fromkeys(CHECKOUT_OUTCOMES[1:], 0)
         self.opened = 0
@@ -109,7 +110,7 @@ class Counters:
         self.resets = dict.fromkeys(RESET_OUTCOMES, 0)
         self.health_checks = dict.fromkeys(HEALTH_OUTCOMES, 0)
         self.leaks = 0
-        # Of connections that are gone; those of the others are added when a snapshot is taken.
+        # The same.
         self.messages_sent = self.messages_received = 0
         self.bytes_sent = self.bytes_received = 0
         self.checkout_wait = Histogram(WAIT_BUCKETS)

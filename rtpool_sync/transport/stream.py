@@ -100,7 +100,7 @@ class Stream:
         self._end_lock = threading.RLock()
         self._readable = select.poll()
         self._readable.register(sock, select.POLLIN)
-        self._look = select.poll()  # for has_bytes(), which a thread in fill() must not disturb
+        self._look = select.poll()  # for has_arrived(), which a thread in fill() must not disturb
         self._look.register(sock, select.POLLIN)
         self._writable = select.poll()
         self._writable.register(sock, select.POLLOUT)
@@ -157,28 +157,30 @@ class Stream:
         if left < 0 or not poll.poll(min(left, LONGEST_WAIT) * 1000):
             raise TimeoutError("timed out")
 
-    @property
     def holds_bytes(self) -> bool:
         """Whether bytes that have left the kernel wait in this object, decrypted or not."""
-        return bool(self._ahead or self._more or (self.tls is not None and self._incoming.pending))
+        if self._ahead or self._more:
+            return True
+        return self.tls is not None and self._incoming.pending > 0
 
     def has_bytes(self) -> bool:
         """Whether reading would not block: bytes, the peer's end, or an error are waiting."""
+        # The kernel first: what another thread takes from it meanwhile is found here.
+        return self.has_arrived() or self.holds_bytes()
+
+    def has_arrived(self) -> bool:
+        """Whether the kernel holds something of this stream: bytes, the peer's end, or an error."""
         if self._closed:
             return True
         try:
-            waiting = self._look.poll(0)
+            return bool(self._look.poll(0))
         except RuntimeError:  # a poll object serves one thread at a time, and another is looking
             poll = select.poll()
             try:
                 poll.register(self.sock, select.POLLIN)
             except ValueError:  # closed at this moment
                 return True
-            waiting = poll.poll(0)
-        # The kernel first: what another thread takes from it meanwhile is found here.
-        return bool(waiting or self._ahead or self._more) or (
-            self.tls is not None and self._incoming.pending > 0
-        )
+            return bool(poll.poll(0))
 
     # -- reading
 

@@ -179,37 +179,31 @@ class Transport(websocket.WebSocket):
         if self._inbox or self._stop > self._pos or self._large is not None or self._parts is not None:
             return True
         stream = self.sock
-        return stream is not None and stream.holds_bytes
+        return stream is not None and stream.holds_bytes()
 
     @property
     def busy(self) -> bool:
         """Whether some thread is receiving or sending right now."""
         return self.readlock.locked() or self._write_lock.locked()
 
-    @property
     def is_clean(self) -> bool:
         """Whether nothing of the last session is left in this object: not a byte either way."""
         stream = self.sock
         if stream is None or self.damaged or self._end_reason is not None or self._control:
             return False
-        if self.readlock.locked() or self._write_lock.locked() or stream.unsent or stream.holds_bytes:
+        if self._inbox or self._stop > self._pos or self._large is not None or self._parts is not None:
             return False
-        return not (
-            self._inbox or self._stop > self._pos or self._large is not None or self._parts is not None
-        )
+        if stream.unsent or stream.holds_bytes():
+            return False
+        return not (self.readlock.locked() or self._write_lock.locked())
 
-    def is_quiet(self, *, kept: bool = False) -> bool:
-        """Whether nothing has arrived since it was idle, and nobody is receiving.
+    def is_quiet(self) -> bool:
+        """Whether nothing has arrived since it was clean, nor its end, and nobody is receiving.
 
-        Args:
-            kept: Whether what was received before may be there.
+        It is the owner's to ask, who knows that nobody has read from it since.
         """
         stream = self.sock
-        # The kernel first: what the reaper takes from it at this moment is found by the rest.
-        if stream is None or stream.has_bytes() or self.readlock.locked() or self._end_reason is not None:
-            return False
-        here = self._inbox or self._stop > self._pos or self._large is not None or self._parts is not None
-        return kept or not here
+        return stream is not None and not stream.has_arrived() and not self.readlock.locked()
 
     def has_bytes(self) -> bool:
         """Whether the kernel holds something for this connection: data, its end, or an error."""
@@ -459,17 +453,22 @@ class Transport(websocket.WebSocket):
             self._finish(_End(ConnectionLost, text, code, reason))
             self._raise_ended()
 
-    def drain(self) -> bool:
+    def drain(self, owner: object = None) -> bool:
         """Take in what has arrived, without ever waiting; return whether the connection is still open.
 
         Control frames are answered, messages kept in order for the next
         :meth:`recv`, up to 1 MiB beyond which the peer is left to wait. Does
         nothing when a thread is receiving: that one does the same.
+
+        Args:
+            owner: Do nothing if this borrower has returned it meanwhile; ``None`` takes it as it is.
         """
         if not self.readlock.acquire(False):
             return self._end_reason is None
         enough = _after(AT_ONCE)
         try:
+            if owner is not None and owner is not self.owner:
+                return self._end_reason is None
             while self._inbox_bytes < READ_AHEAD:
                 self._append(self._message(0, enough))
         except BlockingIOError:

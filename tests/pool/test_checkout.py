@@ -20,13 +20,13 @@ from rtpool_sync import (
     PoolExhausted,
     PoolTimeout,
     RateLimited,
-    RealtimeConnection,
     RealtimePool,
     RtpoolError,
     SessionRejected,
 )
 from rtpool_sync.emulator import Faults, RealtimeServer
 from rtpool_sync.policy import Backoff
+from rtpool_sync.transport import Transport
 
 # -- lazy
 
@@ -317,18 +317,18 @@ def test_a_connection_that_broke_while_the_pool_was_closed(
     closing: list[Call] = []
     with RealtimeServer() as server, plain(server.echo_url, max_connections=1) as pool:
 
-        def has_bytes(handle: RealtimeConnection) -> bool:
+        def is_quiet(transport: Transport) -> bool:
             closing.append(Call(pool.close, 0.0 if killed else 20.0))
             eventually(lambda: pool.closed)
             if killed:
                 closing[0].result()  # the connection is gone
-            return True
+            return False
 
         conn = pool.acquire(10.0)
         if way == "idle":
             pool.release(conn)
         waiter = in_line(pool, pool.acquire, 30.0) if way == "waiting" else None
-        monkeypatch.setattr(RealtimeConnection, "_has_bytes", has_bytes)
+        monkeypatch.setattr(Transport, "is_quiet", is_quiet)
         if waiter is None:
             waiter = Call(pool.acquire, 30.0)
         else:

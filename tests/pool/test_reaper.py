@@ -80,7 +80,7 @@ def test_who_is_in_no_list_is_found_again() -> None:
         ledger = pool._ledger
         with ledger.lock:
             for member in (idle, resetting, closing):
-                member.lease += 1
+                member.session_count += 1
                 assert member.transport is not None
                 member.transport.owner = None
             idle.state, resetting.state, closing.state = State.IDLE, State.RESETTING, State.CLOSING
@@ -257,11 +257,9 @@ def test_a_borrower_does_not_wake_it_for_nothing(monkeypatch: pytest.MonkeyPatch
 def test_a_borrower_wakes_it_when_it_would_come_too_late(settings: dict[str, Any]) -> None:
     with RealtimeServer() as server, plain(server.echo_url, max_connections=3, **settings) as pool:
         pool.wait(10.0)
-        reaper = pool._reaper
-        assert reaper is not None
-        eventually(lambda: not reaper.will_turn)
+        eventually(lambda: not pool._ledger.will_turn)
         with pool.connection(10.0):
-            eventually(lambda: reaper.will_turn, 0.9)
+            eventually(lambda: pool._ledger.will_turn, 0.9)
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])

@@ -317,7 +317,7 @@ def test_what_the_borrower_left_unread_makes_it_unfit() -> None:
         with pool.connection(10.0) as conn:
             first = conn.id
             conn.send("an answer comes")
-            eventually(conn._has_bytes)
+            eventually(conn._transport.has_bytes)
         with pool.connection(10.0) as conn:
             assert conn.id != first
             echo(conn)
@@ -416,10 +416,10 @@ def test_what_the_reaper_takes_in_after_the_return_is_not_the_next_borrowers() -
     with RealtimeServer() as server, plain(server.echo_url, max_connections=1) as pool:
         with pool.connection(10.0) as conn:
             conn.send("one who does not wait for the answer")
-            transport = conn._transport
-            assert transport is not None
+            member, transport = conn._borrowed()
             eventually(transport.has_bytes)
-        transport.drain()  # as the reaper does, that has seen it in use
+        assert pool._reaper is not None
+        pool._reaper._life.look_in_use(member, time.monotonic(), member.session_count)  # it saw it in use
         with pool.connection(10.0) as conn:
             echo(conn)
 

@@ -149,7 +149,7 @@ def test_small_reads_of_large_records(make: Make) -> None:
     data = os.urandom(16384)
     peer.raw(data)
     assert read(stream, 1) == data[:1]
-    assert stream.holds_bytes
+    assert stream.holds_bytes()
     assert stream.has_bytes()
     assert stream.fill(memoryview(bytearray(10)), 0) == 10
     rest = bytearray(16384 - 11)
@@ -725,7 +725,7 @@ def test_the_library_gets_its_answer_in_pieces(make: Make) -> None:
     assert stream.recv(5) == b"conne"
     assert stream.recv(100) == b"ction: y\r\n\r\n"
     assert stream.recv(1) == b""
-    assert stream.holds_bytes, "the rest belongs to the WebSocket"
+    assert stream.holds_bytes(), "the rest belongs to the WebSocket"
     assert stream.gettimeout() > 0
     stream.settimeout(0)
     assert stream.gettimeout() > 0

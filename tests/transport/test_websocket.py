@@ -93,7 +93,7 @@ def test_messages_of_every_size_pass_both_ways(pair: Pair, size: int) -> None:
     assert frame_size == size + 4 + (2 if size < 126 else 4 if size < 65536 else 10)
     assert (transport.messages_received, transport.bytes_received) == (2, 2 * size)
     assert (transport.messages_sent, transport.bytes_sent) == (2, 2 * size)
-    assert transport.is_clean
+    assert transport.is_clean()
 
 
 def test_text_beyond_ascii(pair: Pair) -> None:
@@ -150,7 +150,7 @@ def test_a_deadline_loses_no_byte(pair: Pair, wire: bytes, message: str) -> None
             transport.recv(0 if i % 2 else 0.001)
     peer.raw(wire[-1:])
     assert transport.recv(5) == message
-    assert transport.is_clean
+    assert transport.is_clean()
 
 
 def test_a_deadline_loses_no_byte_of_a_large_message(pair: Pair) -> None:
@@ -198,7 +198,7 @@ def test_frames_cut_anywhere_arrive_whole_and_in_order(link: Link, tls: bool) ->
                 got.append(transport.recv(0 if turn == 2 else 0.001))
     feeding.result()
     assert got == messages
-    assert transport.is_clean
+    assert transport.is_clean()
 
 
 @pytest.mark.parametrize("timeout", [0, 0.0, -1])
@@ -361,7 +361,7 @@ def test_a_violation_is_answered_with_its_close_code(pair: Pair, wire: bytes, co
             use()
         assert again.value.code == code
     assert not transport.drain()
-    assert not transport.is_clean
+    assert not transport.is_clean()
 
 
 @pytest.mark.parametrize(
@@ -413,7 +413,7 @@ def test_empty_fragments_cost_no_memory(link: Link) -> None:
     assert transport.has_unread
     peer.send(CONTINUATION, b"b")
     assert transport.recv(5) == "ab"
-    assert transport.is_clean
+    assert transport.is_clean()
 
 
 # -- full duplex
@@ -447,7 +447,7 @@ def exchange(transport: Transport, count: int, message: str, expected: str) -> N
     for _ in range(count):
         transport.send(message, timeout=20)
     receiver.result(30)
-    assert transport.is_clean
+    assert transport.is_clean()
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
@@ -490,7 +490,7 @@ def test_drain_answers_pings_and_keeps_messages_in_order(pair: Pair) -> None:
     eventually(lambda: transport.drain() and len(transport._inbox) == 2)
     assert peer.receive() == (PONG, b"p")
     assert transport.has_unread
-    assert not transport.is_clean
+    assert not transport.is_clean()
     peer.send(TEXT, "3")
     assert [transport.recv(5) for _ in range(3)] == ["1", b"2", "3"]
     peer.send(TEXT, "4")
@@ -536,7 +536,7 @@ def test_unread_messages_are_all_taken_however_many(pair: Pair) -> None:
         return False
 
     eventually(settled)
-    assert not transport.stream.holds_bytes
+    assert not transport.stream.holds_bytes()
     assert not (transport._stop > transport._pos and not transport.has_bytes() and len(got) < count)
 
 
@@ -613,7 +613,7 @@ def test_a_flood_of_empty_messages_is_held_back(link: Link) -> None:
     assert held <= READ_AHEAD // 32
     assert [transport.recv(5) for _ in range(200_000)] == [""] * 200_000
     feeding.result()
-    assert transport.is_clean
+    assert transport.is_clean()
 
 
 # -- sending
@@ -622,12 +622,12 @@ def test_a_flood_of_empty_messages_is_held_back(link: Link) -> None:
 def test_a_timed_out_message_stays_first_in_line(narrow: Pair) -> None:
     transport, peer = narrow
     message = stall(transport)
-    assert (transport.is_clean, transport.ended) == (False, False)
+    assert (transport.is_clean(), transport.ended) == (False, False)
     taking = Background(lambda: [peer.receive() for _ in range(3)])
     transport.send("second", timeout=5)
     transport.send("third", timeout=5)
     assert taking.result() == [(TEXT, message.encode()), (TEXT, b"second"), (TEXT, b"third")]
-    assert transport.is_clean
+    assert transport.is_clean()
     assert transport.messages_sent == 3
 
 
@@ -762,7 +762,7 @@ def test_every_call_shows_the_borrowers_token(pair: Pair) -> None:
     assert transport.recv(5, mine) == "mine"
     transport.send("y", owner=mine)
     assert peer.receive() == (TEXT, b"y")
-    assert transport.is_clean
+    assert transport.is_clean()
 
 
 def test_a_message_that_comes_after_the_return_is_not_given_away(pair: Pair) -> None:
@@ -770,7 +770,7 @@ def test_a_message_that_comes_after_the_return_is_not_given_away(pair: Pair) -> 
     transport.owner = "first"
     waiting = receiving(transport, 5, "first")
     transport.owner = None
-    assert not transport.is_clean, "somebody is in it"
+    assert not transport.is_clean(), "somebody is in it"
     peer.send(TEXT, "too late")
     assert isinstance(waiting.error(), ConnectionReturned)
     assert transport.damaged
@@ -822,17 +822,17 @@ def test_nothing_hides_between_two_sessions(pair: Pair) -> None:
     eventually(has_both)
     assert transport.recv(5) == "answer"
     assert transport.has_unread
-    assert not transport.is_clean
+    assert not transport.is_clean()
     assert transport.has_bytes() or transport._stop > transport._pos
 
 
 def test_bytes_that_came_with_the_upgrade_are_unread(link: Link) -> None:
     transport, _ = link(after=frame(TEXT, b"hello"))
     assert transport.has_unread
-    assert not transport.is_clean
+    assert not transport.is_clean()
     assert transport.has_bytes()
     assert transport.recv(0) == "hello"
-    assert transport.is_clean
+    assert transport.is_clean()
 
 
 # -- control frames
@@ -865,7 +865,7 @@ def test_a_receiver_is_not_held_up_by_a_stalled_sender(narrow: Pair) -> None:
     slow.result()
     eventually(transport.flush)
     assert peer.receive() == (PONG, b"p")
-    assert transport.is_clean
+    assert transport.is_clean()
 
 
 def test_a_pong_that_waits_in_line_does_not_wait_for_ever(pair: Pair) -> None:
@@ -879,7 +879,7 @@ def test_a_pong_that_waits_in_line_does_not_wait_for_ever(pair: Pair) -> None:
             thread.result()
         eventually(lambda: transport.drain() and not transport.has_bytes())
         assert sorted(peer.receive()[0] for _ in range(3)) == [TEXT, TEXT, PONG]
-        assert transport.is_clean
+        assert transport.is_clean()
 
 
 def test_a_stalled_sender_learns_that_the_connection_ended_meanwhile(narrow: Pair) -> None:
@@ -923,7 +923,7 @@ def test_what_is_in_line_goes_before_what_is_sent_later(pair: Pair) -> None:
         eventually(lambda: len(transport._control) == 2)
     sending.result()
     assert [peer.receive() for _ in range(3)] == [(TEXT, b"first"), (PONG, b"second"), (TEXT, b"third")]
-    assert transport.is_clean
+    assert transport.is_clean()
 
 
 def test_drain_writes_what_is_left_over(narrow: Pair) -> None:
@@ -1196,7 +1196,7 @@ def test_what_is_interrupted_is_damaged(
     with pytest.raises(Struck):
         use(transport)
     assert transport.damaged
-    assert not transport.is_clean
+    assert not transport.is_clean()
     assert not transport.busy, "no lock is left behind"
 
 
