@@ -187,15 +187,19 @@ class Transport(websocket.WebSocket):
         return self.readlock.locked() or self._write_lock.locked()
 
     def is_clean(self) -> bool:
-        """Whether nothing of the last session is left in this object: not a byte either way."""
+        """Whether nothing of the last session is left in this object: not a byte either way.
+
+        To be asked when it has no :attr:`owner` any more: then nobody begins anything.
+        """
+        # First of all who is still inside: what they leave behind is found by the rest.
+        if self.readlock.locked() or self._write_lock.locked():
+            return False
         stream = self.sock
         if stream is None or self.damaged or self._end_reason is not None or self._control:
             return False
         if self._inbox or self._stop > self._pos or self._large is not None or self._parts is not None:
             return False
-        if stream.unsent or stream.holds_bytes():
-            return False
-        return not (self.readlock.locked() or self._write_lock.locked())
+        return not (stream.unsent or stream.holds_bytes())
 
     def is_quiet(self) -> bool:
         """Whether nothing has arrived since it was clean, nor its end, and nobody is receiving.
