@@ -22,6 +22,7 @@ import time
 from bisect import bisect_left, insort
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from operator import attrgetter
 
 from .birthplace import birthplace
@@ -42,8 +43,16 @@ IDLE, IN_USE, RESETTING = State.IDLE, State.IN_USE, State.RESETTING
 _idle_since = attrgetter("idle_since")
 
 
+def guard() -> AbstractContextManager[object]:
+    """A new lock, for ``with`` only: its methods are bound already, which saves a third of the time."""
+    lock = threading.Lock()
+    methods = {"__slots__": (), "__enter__": lock.__enter__, "__exit__": lock.__exit__}
+    made: AbstractContextManager[object] = type("Guard", (), methods)()
+    return made
+
+
 class Waiter:
-    """A caller in line. Guarded by the ledger's lock; only ``gate`` is used outside it.
+    """A caller in line. Guarded by the ledger's lock until it has left the line.
 
     Whoever serves it sets ``handle`` or ``error`` and then opens the gate. A
     plain lock is the gate: it is the cheapest thing that can be waited for.
@@ -58,6 +67,13 @@ class Waiter:
         self.since = since
         self.handle: RealtimeConnection | None = None
         self.error: Exception | None = None
+
+    def outcome(self) -> RealtimeConnection:
+        """What the caller was given, or raise why it was given nothing. Once it has left the line."""
+        if self.handle is not None:
+            return self.handle
+        assert self.error is not None
+        raise self.error
 
 
 class Ledger:
@@ -78,7 +94,7 @@ class Ledger:
         self.poll_type = select.poll  # another one once gevent has patched the standard library
         self.unpatched_poll = None if patched() else select.poll  # None: each checkout is to be checked
         self.thread: int | None = None  # under gevent: whose greenlets may borrow
-        self.lock = threading.Lock()  # guards everything below, and every PooledConnection's fields
+        self.lock = guard()  # guards everything below, and every PooledConnection's fields
         self.config = config
         self.counters = counters
         self.members: set[PooledConnection] = set()  # all that are not GONE: this is what capacity counts
@@ -168,17 +184,13 @@ class Ledger:
         error = self.last_error
         return error if error is not None and error.permanent and self.backoff.retry_at > end else None
 
-    def leave_line(self, waiter: Waiter, limit: float) -> RealtimeConnection:
-        """Return what a waiter was given, or raise why it was given nothing."""
-        if waiter.handle is not None:
-            return waiter.handle
-        error = waiter.error
-        if error is None:  # timed out
+    def leave_line(self, waiter: Waiter, limit: float) -> None:
+        """Take a waiter out of the line whose time is over, unless it was served at this very moment."""
+        if waiter.handle is None and waiter.error is None:
             self.waiters.pop(waiter, None)
             self.unmet = True
             self.counters.checkouts_failed["timeout"] += 1
-            error = self.timeout_error(limit, waiter.since)
-        raise error
+            waiter.error = self.timeout_error(limit, waiter.since)
 
     def _serve_first(self, member: PooledConnection, now: float) -> None:
         """Give a ready connection straight to the first in line."""

@@ -373,9 +373,10 @@ class RealtimePool:
                     assert waiter is not None
                     if for_reaper:
                         self._wake()
-                    waiter.gate.acquire(timeout=max(0.0, since + limit - monotonic()))
-                    with ledger.lock:
-                        handle = ledger.leave_line(waiter, limit)
+                    if not waiter.gate.acquire(timeout=max(0.0, since + limit - monotonic())):
+                        with ledger.lock:
+                            ledger.leave_line(waiter, limit)
+                    handle = waiter.outcome()
                 if handle._transport.is_quiet():
                     with ledger.lock:
                         ledger.counters.checkout_wait.observe(monotonic() - since)
