@@ -123,36 +123,42 @@ class Ledger:
 
     # -- lending
 
-    def lend(self, member: PooledConnection, now: float, lender: Lender) -> RealtimeConnection:
-        """Pass a ready connection to a borrower: the one place where that happens."""
+    def lend(self, now: float, lender: Lender) -> RealtimeConnection | None:
+        """Pass the connection that was used last to a borrower, if it is fit.
+
+        The one place where that happens: what goes straight to the first in line lay on the stack as well.
+        """
+        idle = self.idle
+        if not idle or self.closed:
+            return None
+        member = idle[-1]
+        transport, lease = member.transport, member.session_count + 1
+        if now >= member.usable_until or transport is None:
+            return None
         handle = RealtimeConnection()
-        idle, transport, lease = self.idle, member.transport, member.session_count + 1
-        assert transport is not None
         # From here to the end there is no call: see the module's docstring.
         handle._pool = lender
         handle._member = member
         handle._transport = transport
         handle._lease = lease
         handle.id = member.id
-        if idle and idle[-1] is member:
-            del idle[-1]
-        if member.state is not IN_USE:  # else: straight from one borrower to the next
-            self.in_use += 1
-            member.state = IN_USE
+        del idle[-1]
+        self.in_use += 1
+        member.state = IN_USE
         member.busy_since = now
         member.session_count = transport.owner = lease
         return handle
 
     def take_idle(self, now: float, lender: Lender) -> RealtimeConnection | None:
-        """Lend the most recently used connection that is fit; the unfit are left to the reaper."""
+        """The same; the unfit are left to the reaper."""
         idle = self.idle
-        while idle and not self.closed:
+        while True:
+            handle = self.lend(now, lender)
+            if handle is not None or not idle or self.closed:
+                return handle
             member = idle[-1]
-            if self.retire_reason(member, now) is None:
-                return self.lend(member, now, lender)
             del idle[-1]
             self.inbox.append(member)
-        return None
 
     def join_line(self, lender: Lender, since: float, end: float, old: Waiter | None = None) -> Waiter:
         """Queue a waiter, or raise why waiting is no use.
@@ -192,13 +198,15 @@ class Ledger:
             self.counters.checkouts_failed["timeout"] += 1
             waiter.error = self.timeout_error(limit, waiter.since)
 
-    def _serve_first(self, member: PooledConnection, now: float) -> None:
-        """Give a ready connection straight to the first in line."""
-        waiter = next(iter(self.waiters))
-        handle = self.lend(member, now, waiter.lender)
-        waiter.handle = handle
-        del self.waiters[waiter]
-        waiter.gate.release()
+    def serve_line(self, now: float) -> None:
+        """Pass the connection that was used last to the first in line, if there are both."""
+        if self.waiters and self.idle:
+            waiter = next(iter(self.waiters))
+            handle = self.lend(now, waiter.lender)
+            if handle is not None:
+                waiter.handle = handle
+                del self.waiters[waiter]
+                waiter.gate.release()
 
     def fail_line(self, error: Callable[[], Exception], outcome: str) -> None:
         """Send everybody in line away, each with an exception of their own."""
@@ -218,7 +226,9 @@ class Ledger:
         """
         member, transport = claim._member, claim._transport
         if member is None or member.session_count is not claim._lease or member.state is not IN_USE:
-            claim._member = None  # somebody was faster: another thread, or close() after its deadline
+            # Somebody was faster: another thread, close() after its deadline, or we before we were struck.
+            claim._member = None
+            self.serve_line(now)
             return False
         if transport.owner is not None:
             transport.owner = None  # from here on every call through the handle fails
@@ -230,13 +240,12 @@ class Ledger:
         fit = member.direct and now < member.usable_until and claim._lease < member.max_sessions
         if fit and transport.is_clean():
             member.idle_since = now
-            if self.waiters:
-                self._serve_first(member, now)
-            else:
-                member.state = IDLE
-                self.in_use -= 1
-                self.idle.append(member)
+            member.state = IDLE
+            self.in_use -= 1
+            self.idle.append(member)
             claim._member = None
+            if self.waiters:
+                self.serve_line(now)
             return not self.will_turn
         member.received_back = False
         member.state = RESETTING
@@ -260,12 +269,10 @@ class Ledger:
 
     def offer(self, member: PooledConnection, now: float) -> None:
         """Pass a connection that is ready to the first in line, or to the idle ones."""
-        if self.waiters:
-            self._serve_first(member, now)
-        else:
-            member.state = IDLE
-            # Where its last use puts it: a health check does not make it recently used.
-            insort(self.idle, member, key=_idle_since)
+        member.state = IDLE
+        # Where its last use puts it: a health check does not make it recently used.
+        insort(self.idle, member, key=_idle_since)
+        self.serve_line(now)
         self.tell_watchers()
 
     def is_idle(self, member: PooledConnection) -> bool:

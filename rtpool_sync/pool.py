@@ -310,12 +310,9 @@ class RealtimePool:
         handle: RealtimeConnection | None = None
         try:
             with ledger.lock:
-                idle = ledger.idle
-                if idle and not ledger.closed:
-                    member = idle[-1]
-                    if now < member.usable_until:
-                        handle = ledger.lend(member, now, self)
-                        ledger.counters.checkout_wait.counts[0] += 1
+                handle = ledger.lend(now, self)
+                if handle is not None:
+                    ledger.counters.checkout_wait.counts[0] += 1
             if handle is None:
                 handle = self._checkout(ledger, now, timeout)
             elif not handle._transport.is_quiet():  # asks the kernel, hence outside the lock

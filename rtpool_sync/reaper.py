@@ -336,6 +336,7 @@ class Reaper:
         ledger = self._ledger
         with ledger.lock:
             ledger.recount()
+            ledger.serve_line(now)
             # The longest unused come first. Which of them are spare depends on the others:
             # a time arranged for each alone would be wrong as soon as one is lent.
             spare = max(0, len(ledger.idle) - ledger.config.min_idle)

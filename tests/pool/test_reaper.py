@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import pytest
@@ -88,6 +89,25 @@ def test_who_is_in_no_list_is_found_again() -> None:
         eventually(lambda: (ledger.in_use, ledger.closing) == (0, 1))
         eventually(lambda: pool.stats().total_connections == 2, 10.0, repr(pool))
         assert (ledger.in_use, ledger.closing) == (0, 0)
+
+
+def test_who_is_in_line_beside_an_idle_connection_is_served() -> None:
+    """Should exceptions ever strike whoever gives back twice, before and after the line is looked at."""
+    with RealtimeServer() as server, plain(server.echo_url, max_connections=1) as pool:
+        handle = pool.acquire(10.0)
+        waiter = in_line(pool, pool.acquire, 10.0)
+        member, transport = handle._borrowed()
+        ledger = pool._ledger
+        with ledger.lock:
+            transport.owner = None
+            member.state, member.idle_since = State.IDLE, time.monotonic()
+            ledger.in_use -= 1
+            ledger.idle.append(member)
+        served = waiter.result(5.0)
+        assert served.id == handle.id
+        pool.release(handle)  # harmless
+        echo(served)
+        pool.release(served)
 
 
 def test_an_error_of_a_protocols_own_kind_reaches_every_waiter() -> None:
