@@ -654,5 +654,5 @@ def _after_fork_in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    # uWSGI forks without running these: the process id is compared at checkout too.
+    # uWSGI forks without running these: each checkout looks whether this is still the same process.
     os.register_at_fork(after_in_child=_after_fork_in_child)

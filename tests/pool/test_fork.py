@@ -261,7 +261,7 @@ print("parent", echo("parent"), pool.stats().counters.opened, pool.stats().count
 
 
 def test_a_fork_that_python_does_not_notice() -> None:
-    """uWSGI forks in C and runs no hooks: only the process id, compared at checkout, tells."""
+    """uWSGI forks in C and runs no hooks: only the look at each checkout tells."""
     with RealtimeServer() as server:
         for _ in range(8):
             done = subprocess.run(
