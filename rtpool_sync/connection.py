@@ -185,7 +185,7 @@ class RealtimeConnection(Claim):
 
     # Made and filled in by Ledger.lend(): a constructor would take longer than all that.
     _pool: Lender
-    _sent: bool  # not there before anything was sent
+    _sent: bool  # whether anything was, in this session
     _view: WebSocketView  # not there before it is asked for
 
     def _borrowed(self) -> tuple[PooledConnection, Transport]:
@@ -336,7 +336,7 @@ class RealtimeConnection(Claim):
             if isinstance(known, ConnectionLost):
                 known.code, known.reason = error.code, error.reason
                 error = known
-        error.sent = getattr(self, "_sent", False)
+        error.sent = self._sent
         return error
 
     def _raise(self, lost: ConnectionLost) -> NoReturn:

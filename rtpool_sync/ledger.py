@@ -141,6 +141,7 @@ class Ledger:
         handle._member = member
         handle._transport = transport
         handle._lease = lease
+        handle._sent = False
         handle.id = member.id
         del idle[-1]
         self.in_use += 1
