@@ -398,6 +398,22 @@ class Transport(websocket.WebSocket):
         says so, ``BlockingIOError`` is raised, and nothing is lost.
         """
         while True:
+            # Nearly always: a whole text message below 64 KiB that is here already. What follows would
+            # come to the same, in half as much time again as a short message takes.
+            view, pos = self._view, self._pos
+            have = self._stop - pos
+            if self._end_reason is None and have > 3 and view[pos] == 0x81 and self._parts is None:
+                size = view[pos + 1]
+                start = pos + 2
+                if size > 125:
+                    size = view[start] << 8 | view[start + 1] if size == 126 else have
+                    start = pos + 4
+                pos = start + size
+                if pos <= self._stop and size <= self.max_size:
+                    self._pos = pos
+                    self.messages_received += 1
+                    self.bytes_received += size
+                    return self._text(view[start:pos])
             opcode, final, payload = self._frame(end)
             if opcode == TEXT and final and self._parts is None:
                 self.messages_received += 1
