@@ -30,6 +30,7 @@ MAX_HEAD = 32 * 1024  # bytes of an HTTP answer's head; real ones have 1 to 2 Ki
 MAX_BODY = 4 * 1024  # bytes kept of the body that explains a refusal
 SCRATCH = 64 * 1024
 RECORD = 16384  # bytes that TLS encrypts at a time, at most
+ENCRYPTED = RECORD + 256 + 5  # and what becomes of them (RFC 8446, 5.2)
 LONGEST_WAIT = 1e6  # seconds; poll(2) takes no more than 24 days at once, and no infinity
 
 #: What websocket-client checks in the answer. Nothing else is passed on to it,
@@ -94,6 +95,7 @@ class Stream:
         self.unsent: bytes | memoryview = b""
         self._ahead = b""  # bytes read past the head of an HTTP answer
         self._more = False  # OpenSSL holds decrypted bytes
+        self._flowing = False  # the last read was filled
         self._tls_lock = threading.Lock()  # guards the SSL object and its two buffers
         # Guards the descriptor's number between abort() in one thread and close() in
         # another. Reentrant: a signal handler may abort what its thread is closing.
@@ -184,11 +186,8 @@ class Stream:
 
     # -- reading
 
-    def fill(self, view: memoryview, end: float | None, want: int = RECORD) -> int:
-        """Read what has arrived into ``view``, waiting for the first byte; return how much, 0 at the end.
-
-        More than ``want`` bytes are not sought, though they may come.
-        """
+    def fill(self, view: memoryview, end: float | None) -> int:
+        """Read what has arrived into ``view``, waiting for the first byte; return how much, 0 at the end."""
         if self._ahead:
             size = min(len(view), len(self._ahead))
             view[:size] = self._ahead[:size]
@@ -199,13 +198,20 @@ class Stream:
             return self._receive(view, end)
         incoming = self._incoming
         while True:
-            # Asking OpenSSL when there is nothing for it costs an exception.
+            # Asking OpenSSL when there is no whole record for it costs an exception, as much as to
+            # decrypt a long one. So as long as more arrives, there is always one.
+            if incoming.pending < ENCRYPTED and self._in_flow(end):
+                try:
+                    self._read_ciphertext(0)
+                except BlockingIOError:
+                    pass
             if self._more or incoming.pending or incoming.eof:
                 size, room = 0, len(view)
+                least = ENCRYPTED if self._flowing else 1
                 try:
                     with self._tls_lock:
                         size = got = cast(int, tls.read(room, view))  # with a buffer, it returns the size
-                        while got and size < want and size < room and incoming.pending:
+                        while got and size < room and incoming.pending >= least:
                             # A record at a time, as OpenSSL gives them: small ones come in crowds.
                             got = cast(int, tls.read(room - size, view[size:]))
                             size += got
@@ -223,17 +229,32 @@ class Stream:
             self._read_ciphertext(end)
 
     def _receive(self, view: memoryview, end: float | None) -> int:
+        wait = end != 0 and not self._in_flow(end)
         while True:
-            if end != 0:
+            if wait:
                 self._wait(self._readable, end)
             try:
-                return self.sock.recv_into(view)
-            except BlockingIOError:  # poll(2) may report what recv(2) does not find
+                size = self.sock.recv_into(view)
+            except BlockingIOError:  # also after poll(2), which may report what recv(2) does not find
+                self._flowing = False
                 if end == 0:
                     raise
+                wait = True
+            else:
+                self._flowing = size == len(view)
+                return size
+
+    def _in_flow(self, end: float | None) -> bool:
+        """Whether to read without asking first whether there is something: one system call less.
+
+        Where the last read was filled there most likely is. But a peer that never
+        pauses must not keep us beyond the deadline, which is looked at while asking.
+        """
+        return self._flowing and (not end or time.monotonic() < end)
 
     def _read_ciphertext(self, end: float | None) -> None:
-        scratch = _scratch.view
+        # What it once held stays with OpenSSL's memory for good: never more than SCRATCH.
+        scratch = _scratch.view[: SCRATCH - self._incoming.pending]
         size = self._receive(scratch, end)
         with self._tls_lock:
             if size:

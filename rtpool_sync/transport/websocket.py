@@ -34,6 +34,7 @@ from .stream import RECORD, Stream
 __all__ = ["Transport"]
 
 BUFFER = 65536  # frames up to this size are parsed in place; also the read size
+ROOM = 2 * BUFFER  # so that behind what one read has brought, the last frame of it can be completed
 NO_BUFFER = memoryview(b"")
 FIRST_BUFFER = 4096  # enough for pings and short answers; the other comes when this one was full
 READ_AHEAD = 1 << 20  # bytes drain() keeps for a borrower that is not receiving
@@ -285,9 +286,9 @@ class Transport(websocket.WebSocket):
         finally:
             self._receivers.pop()
 
-    def _fill(self, view: memoryview, end: float | None, want: int = 0) -> int:
+    def _fill(self, view: memoryview, end: float | None) -> int:
         try:
-            size = self.stream.fill(view, end, max(want, RECORD))
+            size = self.stream.fill(view, end)
         except BlockingIOError:
             raise
         except OSError as error:
@@ -303,25 +304,27 @@ class Transport(websocket.WebSocket):
 
     def _need(self, size: int, end: float | None) -> None:
         """Have ``size`` bytes in a row at ``_pos``; ``size`` is at most BUFFER."""
-        while self._stop - self._pos < size:
+        while (have := self._stop - self._pos) < size:
             room = len(self._view)
-            if room < size or self._stop == room < BUFFER:
-                self._make_room(BUFFER if room or size > FIRST_BUFFER else FIRST_BUFFER)
-            elif self._pos == self._stop:
+            if room < size or self._stop == room < ROOM:
+                self._make_room(ROOM if room or size > FIRST_BUFFER else FIRST_BUFFER)
+            elif not have:
                 self._pos = self._stop = 0
             elif room - self._pos < size or room - self._stop < 512:
                 self._make_room(room)
-            self._stop += self._fill(self._view[self._stop :], end, size - self._stop + self._pos)
+            # A long frame is read to its end: what came behind it would have to be moved for the next.
+            most = size - have if size > RECORD else BUFFER
+            self._stop += self._fill(self._view[self._stop : self._stop + most], end)
 
     def _make_room(self, size: int) -> None:
         """Have what is unparsed at the front of a buffer of ``size`` bytes."""
-        rest = self._view[self._pos : self._stop].tobytes()
+        rest = self._view[self._pos : self._stop]
         if len(self._view) != size:
             # Mapped, the large one goes back to the system and leaves no hole in the heap.
             small = size == FIRST_BUFFER
             room = bytearray(size) if small else mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE)
             self._view = memoryview(room)
-        self._view[: len(rest)] = rest
+        self._view[: len(rest)] = rest  # may overlap
         self._pos, self._stop = 0, len(rest)
 
     def rest(self) -> None:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from transport_peers import PATIENCE, Authority, Background, Listener, Peer, eventually, within
@@ -186,15 +186,66 @@ def test_small_records_come_in_crowds(make: Make) -> None:
         peer.raw(bytes([i]) * 100)
     queued(stream, 250 * 122)
     room = memoryview(bytearray(65536))
-    size = stream.fill(room, soon(), 300)
-    assert size == 300, "no more than what is wanted"
+    assert stream.fill(room[:300], soon()) == 300
     assert stream.has_bytes()
-    size += stream.fill(room[size:], 0)
-    assert 300 + 16384 <= size < 300 + 16384 + 100, "and as much as comes in one record without being asked"
-    size += stream.fill(room[size:], 0)
-    assert room[:size] == b"".join(bytes([i]) * 100 for i in range(250))
+    assert stream.fill(room[300:], 0) == 250 * 100 - 300, "all the others at once"
+    assert room[:25000] == b"".join(bytes([i]) * 100 for i in range(250))
     with pytest.raises(BlockingIOError):
         stream.fill(room, 0)
+
+
+@pytest.mark.parametrize("message", [100, 4100, 32772, 65536])
+def test_in_a_flow_openssl_is_only_asked_for_whole_records(
+    make: Make, monkeypatch: pytest.MonkeyPatch, message: int
+) -> None:
+    """One that is not whole is told by an exception, as expensive as a record."""
+    stream, peer = make(True)
+    peer.raw(b"first")
+    assert read(stream, 5) == b"first"
+    data = bytes(range(256)) * 1024
+    asked: list[bool] = []
+
+    class Counting:
+        def read(self, size: int, view: memoryview) -> int:
+            try:
+                got = tls.read(size, view)
+            except ssl.SSLWantReadError:
+                asked.append(False)
+                raise
+            asked.append(True)
+            return cast(int, got)
+
+        pending = staticmethod(lambda: tls.pending())
+
+    class Flowing:
+        """A kernel that always has as much as is asked for."""
+
+        def recv_into(self, view: memoryview) -> int:
+            size = 0
+            while size < len(view) and (got := sock.recv_into(view[size:])):
+                size += got
+            return size
+
+    assert stream.tls is not None
+    tls, sock = stream.tls, stream.sock
+
+    def send() -> None:
+        for at in range(0, len(data), message):
+            peer.raw(data[at : at + message])
+        peer.close()
+
+    sending = Background(send)
+    sock.setblocking(True)
+    monkeypatch.setattr(stream, "tls", Counting())
+    monkeypatch.setattr(stream, "sock", Flowing())
+    received, view = b"", memoryview(bytearray(65536))
+    while got := stream.fill(view, soon()):
+        received += view[:got]
+    sending.result()
+    monkeypatch.undo()
+    assert received == data
+    assert asked.count(False) <= 2, "at the beginning, and where the flow ends"
+    assert asked.count(True) >= len(data) // min(message, 16384)
 
 
 @pytest.mark.parametrize("room", [1, 99, 100, 101, 250])

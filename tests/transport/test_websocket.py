@@ -39,7 +39,7 @@ from transport_peers import (
 
 from rtpool_sync.errors import ConnectionLost, ConnectionReturned, MessageTooBig, RecvTimeout
 from rtpool_sync.transport import Transport
-from rtpool_sync.transport.websocket import BUFFER, FIRST_BUFFER, MAX_QUEUED, READ_AHEAD
+from rtpool_sync.transport.websocket import BUFFER, FIRST_BUFFER, MAX_QUEUED, READ_AHEAD, ROOM
 
 Pair = tuple[Transport, Peer]
 
@@ -1278,7 +1278,7 @@ def test_the_buffer_grows_when_it_is_full_and_goes_when_nothing_is_in_it(link: L
     peer.raw(frame(TEXT, b"x" * 98) * count)
     arrived(transport)
     assert [transport.recv(5) for _ in range(count)] == ["x" * 98] * count
-    assert len(transport._view) == BUFFER, "more than the small one held came at once"
+    assert len(transport._view) == ROOM, "more than the small one held came at once"
     peer.raw(frame(TEXT, b"whole") + frame(TEXT, b"half a message")[:9])
     assert transport.recv(5) == "whole"
     transport.rest()
@@ -1289,7 +1289,7 @@ def test_the_buffer_grows_when_it_is_full_and_goes_when_nothing_is_in_it(link: L
     assert not transport._view
     peer.send(TEXT, "y" * FIRST_BUFFER)
     assert transport.recv(5) == "y" * FIRST_BUFFER
-    assert len(transport._view) == BUFFER, "a message above the small one"
+    assert len(transport._view) == ROOM, "a message above the small one"
     transport.drain()
     assert not transport._view
 
