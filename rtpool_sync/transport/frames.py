@@ -31,27 +31,33 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_keys.clear)
 
 
-def _key() -> bytes:
+_short = struct.Struct("!BB4s").pack
+_medium = struct.Struct("!BBH4s").pack
+_long = struct.Struct("!BBQ4s").pack
+
+
+def _fetch_keys() -> bytes:
     # From the kernel many at a time: asking it for each is a tenth of what a short message takes.
-    while True:
-        try:
-            return _keys.pop()
-        except IndexError:
-            random = os.urandom(1024)
-            _keys.extend(random[at : at + 4] for at in range(0, 1024, 4))
+    random = os.urandom(1024)
+    _keys.extend(random[at : at + 4] for at in range(0, 1020, 4))
+    return random[1020:]
 
 
-def build_frame(opcode: int, data: bytes, *, key: Callable[[], bytes] = _key) -> bytes:
+def build_frame(opcode: int, data: bytes, *, key: bytes | None = None) -> bytes:
     """Return one final frame, masked with four bytes that nobody can guess."""
+    if key is None:
+        try:
+            key = _keys.pop()
+        except IndexError:
+            key = _fetch_keys()
     size = len(data)
     if size < 126:
-        header = bytes((0x80 | opcode, 0x80 | size))
+        header = _short(0x80 | opcode, 0x80 | size, key)
     elif size < 65536:
-        header = struct.pack("!BBH", 0x80 | opcode, 0xFE, size)
+        header = _medium(0x80 | opcode, 0xFE, size, key)
     else:
-        header = struct.pack("!BBQ", 0x80 | opcode, 0xFF, size)
-    mask = key()
-    return b"".join((header, mask, apply_mask(data, mask)))
+        header = _long(0x80 | opcode, 0xFF, size, key)
+    return header + apply_mask(data, key)
 
 
 def close_payload(code: int, reason: str = "") -> bytes:

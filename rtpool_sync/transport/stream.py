@@ -264,7 +264,7 @@ class Stream:
 
     # -- writing
 
-    def write(self, data: bytes, end: float | None) -> None:
+    def write(self, data: bytes | memoryview, end: float | None) -> None:
         """Write ``data`` after whatever an earlier call left over.
 
         Raises:
@@ -274,11 +274,22 @@ class Stream:
         """
         tls = self.tls
         if tls is not None and data:
-            with self._tls_lock:
+            self._tls_lock.acquire()  # for half of what `with` takes
+            try:
                 size = tls.write(data)  # all of it, unless OpenSSL is told to return after each record
                 while size < len(data):
                     size += tls.write(data[size : size + 65536])
                 data = self._outgoing.read()
+            finally:
+                self._tls_lock.release()
+        if data and not self.unsent:  # nearly always the kernel takes all of it
+            try:
+                size = self.sock.send(data)
+            except BlockingIOError:
+                size = 0
+            if size == len(data):
+                return
+            data = memoryview(data)[size:]
         self._push(data, end)
 
     def _push(self, data: bytes | memoryview, end: float | None) -> None:

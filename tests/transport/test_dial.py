@@ -754,7 +754,7 @@ def test_the_key_is_in_no_frame_of_an_exception_out_of_nowhere(
         return [("Authorization", secret)]
 
     if where == "write":
-        monkeypatch.setattr(Stream, "_push", strike)
+        monkeypatch.setattr(Stream, "write", strike)
     elif where == "answer":
         monkeypatch.setattr(Stream, "fill", strike)
     with Listener(lambda peer: peer.at_end()) as server:

@@ -44,7 +44,7 @@ def _mask(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 )
 def test_a_frame(size: int, header: bytes) -> None:
     data = os.urandom(size)
-    frame = build_frame(TEXT, data, key=lambda: KEY)
+    frame = build_frame(TEXT, data, key=KEY)
     assert frame == header + KEY + unmask(data, KEY)
 
 
