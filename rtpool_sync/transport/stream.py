@@ -274,14 +274,11 @@ class Stream:
         """
         tls = self.tls
         if tls is not None and data:
-            self._tls_lock.acquire()  # for half of what `with` takes
-            try:
+            with self._tls_lock:
                 size = tls.write(data)  # all of it, unless OpenSSL is told to return after each record
                 while size < len(data):
                     size += tls.write(data[size : size + 65536])
                 data = self._outgoing.read()
-            finally:
-                self._tls_lock.release()
         if data and not self.unsent:  # nearly always the kernel takes all of it
             try:
                 size = self.sock.send(data)
