@@ -55,6 +55,7 @@ class ClosedConnection:
     Attributes:
         code: The close code; 1006 when there was no close frame.
         by: ``"client"``, ``"server"`` or ``"network"``: who ended it.
+        frames_in: Frames that the client has sent: none, where it was still opening the connection.
     """
 
     id: int
@@ -62,6 +63,7 @@ class ClosedConnection:
     code: int
     reason: str
     by: str
+    frames_in: int
 
 
 class OpenConnection:

@@ -445,7 +445,7 @@ class RealtimeServer:
             return
         by, code, reason = wire.ended
         session_id = entry.realtime.session.id if entry.realtime else None
-        self._closed.append(ClosedConnection(wire.index, session_id, code, reason, by))
+        self._closed.append(ClosedConnection(wire.index, session_id, code, reason, by, wire.frames_in))
 
     def wire_lost(self, wire: Wire) -> None:
         if self._wires.pop(wire.index, None) is not None:

@@ -47,6 +47,15 @@ def gunicorn(
     return running(argv, folder, listening, **environment)
 
 
+POLITE = {(1000, "client"), (1001, "client")}
+
+
+def ends(emulator: RealtimeServer) -> set[tuple[int, str]]:
+    """How the connections ended, as (code, by)."""
+    # What a worker is still opening when it ends is dropped: there is nothing yet to say goodbye with.
+    return {(end.code, end.by) for end in emulator.closed if end.frames_in}
+
+
 def settings(emulator: RealtimeServer, protocol: str) -> dict[str, str]:
     """The pool's settings, for the application."""
     pool: dict[str, Any] = {"protocol": protocol, "max_connections": MAX_CONNECTIONS}

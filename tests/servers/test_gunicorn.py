@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from server_process import PATIENCE, Asking, Load, ServerProcess, eventually
-from serving import GRACEFUL, MAX_CONNECTIONS, SLOW, WORKERS, gunicorn, settings
+from serving import GRACEFUL, MAX_CONNECTIONS, POLITE, SLOW, WORKERS, ends, gunicorn, settings
 
 from rtpool_sync.emulator import RealtimeServer
 
@@ -25,13 +25,6 @@ GTHREAD = ("--worker-class", "gthread", "--threads", "8")
 GEVENT = ("--worker-class", "gevent")
 CLASSES = pytest.mark.parametrize("options", [SYNC, GTHREAD, GEVENT], ids=["sync", "gthread", "gevent"])
 MANY = pytest.mark.parametrize("options", [GTHREAD, GEVENT], ids=["gthread", "gevent"])
-
-POLITE = {(1000, "client"), (1001, "client")}
-
-
-def ends(emulator: RealtimeServer) -> set[tuple[int, str]]:
-    return {(end.code, end.by) for end in emulator.closed}
-
 
 @CLASSES
 def test_restarts_under_load(options: tuple[str, ...], emulator: RealtimeServer, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from server_process import eventually
+from serving import POLITE, ends
 
 from rtpool_sync import ConnectionLost, RealtimePool
 from rtpool_sync.contrib import gunicorn
@@ -41,7 +42,7 @@ def test_at_the_end_of_a_worker(
         assert (
             "worker 4711 is about to be killed, connections still in use are closed: 1 (grac" in caplog.text
         )
-    assert {(end.code, end.by) for end in emulator.closed} <= {(1000, "client"), (1001, "client")}
+    assert ends(emulator) <= POLITE
 
 
 def test_a_worker_without_conversations_is_closed_in_silence(
