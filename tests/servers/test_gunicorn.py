@@ -26,6 +26,7 @@ GEVENT = ("--worker-class", "gevent")
 CLASSES = pytest.mark.parametrize("options", [SYNC, GTHREAD, GEVENT], ids=["sync", "gthread", "gevent"])
 MANY = pytest.mark.parametrize("options", [GTHREAD, GEVENT], ids=["gthread", "gevent"])
 
+
 @CLASSES
 def test_restarts_under_load(options: tuple[str, ...], emulator: RealtimeServer, tmp_path: Path) -> None:
     """HUP: new workers, then the old ones end. No request fails, and no socket is left."""
