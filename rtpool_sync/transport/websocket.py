@@ -370,7 +370,7 @@ class Transport(websocket.WebSocket):
                 self.fail(1002, "a control frame is fragmented or too long")
         if size + self._parts_size > self.max_size and not first & 0x8:
             self.fail(1009, f"a message above {self.max_size} bytes", MessageTooBig)
-        if header + size > BUFFER:
+        if header + size > BUFFER and self._stop - pos < header + size:
             room = memoryview(bytearray(size))
             have = self._stop - pos - header
             room[:have] = self._view[pos + header : self._stop]

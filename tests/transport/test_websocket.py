@@ -1319,6 +1319,28 @@ def test_the_small_buffer_ends_anywhere_in_a_frame(link: Link, size: int, cut: i
     assert transport.recv(5) == "last"
 
 
+@pytest.mark.parametrize("opcode", [TEXT, BINARY])
+@pytest.mark.parametrize("size", [BUFFER - 4, BUFFER - 3, BUFFER - 2, BUFFER - 1])
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_one_read_brings_more_than_a_frame_that_is_too_long_for_the_buffer(
+    link: Link, opcode: int, size: int, cut: int
+) -> None:
+    """The first bytes of its header came with the read before, so there is room for what is behind it."""
+    transport, peer = link()
+    transport.stream.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * BUFFER)
+    peer.send(TEXT, "x" * FIRST_BUFFER)
+    assert transport.recv(5) == "x" * FIRST_BUFFER  # the large buffer is there, and empty
+    body = b"y" * size
+    wire = frame(opcode, body) + frame(TEXT, b"behind it")
+    peer.raw(wire[:cut])
+    with pytest.raises(RecvTimeout):
+        transport.recv(0.05)
+    peer.raw(wire[cut:])
+    eventually(lambda: len(transport.stream.sock.recv(BUFFER, socket.MSG_PEEK)) == BUFFER)
+    assert transport.recv(5) == (body if opcode == BINARY else body.decode())
+    assert transport.recv(5) == "behind it"
+
+
 @pytest.mark.parametrize("size", [1, 7, 100, FIRST_BUFFER - 4, FIRST_BUFFER - 3, FIRST_BUFFER, 20_000])
 def test_a_buffer_of_any_size_tears_no_frame(link: Link, size: int) -> None:
     """Whatever the pieces are that the frames come in."""
