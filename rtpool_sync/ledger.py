@@ -127,6 +127,8 @@ class Ledger:
         """Pass the connection that was used last to a borrower, if it is fit.
 
         The one place where that happens: what goes straight to the first in line lay on the stack as well.
+        The transport has no owner before the borrower has asked the kernel: or the reaper's look
+        could read what is left of an earlier session just before.
         """
         idle = self.idle
         if not idle or self.closed:
@@ -147,7 +149,7 @@ class Ledger:
         self.in_use += 1
         member.state = IN_USE
         member.busy_since = now
-        member.session_count = transport.owner = lease
+        member.session_count = lease
         return handle
 
     def take_idle(self, now: float, lender: Lender) -> RealtimeConnection | None:

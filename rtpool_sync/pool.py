@@ -320,8 +320,10 @@ class RealtimePool:
                     ledger.take_back_unseen(handle)
                     ledger.counters.checkout_wait.counts[0] -= 1
                 handle = self._checkout(ledger, now, timeout)
-            elif not ledger.will_turn:
-                self._wake()
+            else:
+                handle._transport.owner = handle._lease
+                if not ledger.will_turn:
+                    self._wake()
             if session is not None or ledger.config.leak_threshold:
                 handle = self._furnish(handle, session, now, timeout)
             return handle
@@ -375,6 +377,7 @@ class RealtimePool:
                             ledger.leave_line(waiter, limit)
                     handle = waiter.outcome()
                 if handle._transport.is_quiet():
+                    handle._transport.owner = handle._lease
                     with ledger.lock:
                         ledger.counters.checkout_wait.observe(monotonic() - since)
                     if ledger.inbox or not ledger.will_turn:

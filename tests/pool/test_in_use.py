@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 import time
 
 import pytest
 from pool_calls import Call, echo, in_line, realtime
+from pool_peers import CLOSE, TEXT, Peer, frame, peers
 from pool_support import eventually, plain
 
 from rtpool_sync import ConnectionLost
 from rtpool_sync.emulator import RealtimeServer
 from rtpool_sync.lifecycle import Lifecycle
+from rtpool_sync.transport import Transport
 
 
 def idle_for(seconds: float) -> None:
@@ -162,3 +165,45 @@ def test_a_defect_of_ours_does_not_end_it_either(monkeypatch: pytest.MonkeyPatch
             eventually(lambda: pool.stats().reaper_last_run > turned)
             echo(conn)
         eventually(lambda: pool.stats().counters.closed["damaged"] == 1)
+
+
+@pytest.mark.parametrize("late", [frame(TEXT, b"late"), frame(CLOSE, struct.pack("!H", 1001))], ids=["text", "end"])
+@pytest.mark.parametrize("way", ["idle", "waiting"])
+def test_what_comes_late_is_not_read_before_the_next_borrower_has_looked(
+    way: str, late: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither words meant for the last session nor the end, though the reaper looks at this very moment."""
+    is_quiet, tested = Transport.is_quiet, threading.Event()
+    accepted: list[Peer] = []
+    looked: list[int] = []
+
+    def script(peer: Peer) -> None:
+        accepted.append(peer)
+        peer.send(frame(*peer.frame()))
+        tested.wait(20.0)  # and says nothing else of its own
+        peer.until_end()
+
+    with peers(script) as url, plain(url, max_connections=1) as pool:
+
+        def looking(transport: Transport) -> bool:
+            if not looked:
+                accepted[0].send(late)
+                eventually(transport.has_bytes)
+                (member,) = pool._ledger.members
+                reaper = pool._reaper
+                assert reaper is not None
+                reaper._life.look_in_use(member, time.monotonic(), member.session_count)
+                looked.append(member.id)
+            return is_quiet(transport)
+
+        conn = pool.acquire(10.0)
+        echo(conn)
+        waiter = in_line(pool, pool.acquire, 20.0) if way == "waiting" else None
+        monkeypatch.setattr(Transport, "is_quiet", looking)
+        pool.release(conn)
+        conn = waiter.result() if waiter is not None else pool.acquire(10.0)
+        tested.set()
+        assert looked == [1]
+        assert conn.id == 2
+        echo(conn)
+        pool.release(conn)
