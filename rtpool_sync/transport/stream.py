@@ -205,6 +205,10 @@ class Stream:
                     self._read_ciphertext(0)
                 except BlockingIOError:
                     pass
+                except OSError:
+                    if not (self._more or incoming.pending):
+                        raise
+                    # What came before is given first, as the kernel does; then the end of the stream.
             if self._more or incoming.pending or incoming.eof:
                 size, room = 0, len(view)
                 least = ENCRYPTED if self._flowing else 1

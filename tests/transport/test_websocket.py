@@ -282,6 +282,24 @@ def test_a_dead_network_is_not_a_deadline(pair: Pair, monkeypatch: pytest.Monkey
         transport.recv(5)
 
 
+def test_what_came_before_a_reset_is_received(pair: Pair) -> None:
+    """Also what TLS has not decrypted yet, when the one read that brought it was filled to the last byte."""
+    transport, peer = pair
+    size = BUFFER // 4 - 22  # of a record, without what TLS 1.3 adds to it
+    texts = [letter * (size - 4) for letter in "abcd"]
+    for text in texts:
+        peer.send(TEXT, text)
+    transport.stream.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 * BUFFER)
+    total = 4 * (size + 22 if isinstance(peer.sock, ssl.SSLSocket) else size)
+    eventually(lambda: len(transport.stream.sock.recv(2 * BUFFER, socket.MSG_PEEK)) == total)
+    assert transport.recv(5) == texts[0]
+    peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.sock.close()
+    assert [transport.recv(5) for _ in texts[1:]] == texts[1:]
+    with pytest.raises(ConnectionLost):
+        transport.recv(5)
+
+
 def test_a_dead_network_is_found_by_a_sender(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     transport, _ = pair
     stream = transport.stream
