@@ -167,7 +167,9 @@ def test_a_defect_of_ours_does_not_end_it_either(monkeypatch: pytest.MonkeyPatch
         eventually(lambda: pool.stats().counters.closed["damaged"] == 1)
 
 
-@pytest.mark.parametrize("late", [frame(TEXT, b"late"), frame(CLOSE, struct.pack("!H", 1001))], ids=["text", "end"])
+@pytest.mark.parametrize(
+    "late", [frame(TEXT, b"late"), frame(CLOSE, struct.pack("!H", 1001))], ids=["text", "end"]
+)
 @pytest.mark.parametrize("way", ["idle", "waiting"])
 def test_what_comes_late_is_not_read_before_the_next_borrower_has_looked(
     way: str, late: bytes, monkeypatch: pytest.MonkeyPatch
