@@ -204,6 +204,10 @@ class RealtimeConnection(Claim):
         except AttributeError:  # an exception has struck before it was filled in
             pass
 
+    def __reduce__(self) -> NoReturn:
+        # A copy would be a second claim to the same session, and end it when it is dropped.
+        raise TypeError("a connection cannot be copied or pickled")
+
     def __repr__(self) -> str:
         member = self._member
         if member is None:

@@ -286,7 +286,7 @@ class Stream:
         if data and not self.unsent:  # nearly always the kernel takes all of it
             try:
                 size = self.sock.send(data)
-            except BlockingIOError:
+            except OSError:  # whatever it is, it comes again, where the rest is kept
                 size = 0
             if size == len(data):
                 return

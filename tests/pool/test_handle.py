@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import itertools
 import math
+import pickle
 import threading
 import time
 from collections.abc import Callable
@@ -194,6 +196,17 @@ def test_a_dropped_handle_is_taken_back() -> None:
         eventually(lambda: pool.stats().in_use == 0)
         eventually(lambda: pool.stats().counters.leaks == 20)
         assert server.opened_total == 1
+
+
+@pytest.mark.parametrize("twin", [copy.copy, copy.deepcopy, pickle.dumps], ids=["copy", "deepcopy", "pickle"])
+def test_a_handle_has_no_twin(twin: Callable[[Any], Any]) -> None:
+    """Dropped, it would take the connection from its borrower."""
+    with RealtimeServer() as server, plain(server.echo_url) as pool, pool.connection() as conn:
+        with pytest.raises(TypeError, match="cannot be copied"):
+            twin(conn)
+        gc.collect()
+        echo(conn)
+        assert pool.stats().counters.leaks == 0
 
 
 # -- sending

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import select
 import shutil
@@ -141,6 +142,35 @@ def test_a_write_that_times_out_keeps_its_tail(pair: tuple[Stream, Peer]) -> Non
     stream.write(b"third", soon())
     assert taking.result() == data + b"secondthird"
     assert stream.unsent == b""
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_a_write_that_fails_for_a_moment_leaves_no_gap(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tls: bool
+) -> None:
+    stream, peer = make(tls)
+
+    class Short:
+        """A kernel that has no memory left for what it is to send, twice."""
+
+        def __init__(self, sock: socket.socket) -> None:
+            self._sock, self._refusals = sock, 2
+
+        def send(self, data: bytes | memoryview) -> int:
+            if self._refusals:
+                self._refusals -= 1
+                raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+            return self._sock.send(data)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._sock, name)
+
+    monkeypatch.setattr(stream, "sock", Short(stream.sock))
+    with pytest.raises(OSError, match=os.strerror(errno.ENOBUFS)):
+        stream.write(b"first", soon())
+    assert stream.unsent
+    stream.write(b"second", soon())
+    assert peer._take(11) == b"firstsecond"
 
 
 def test_small_reads_of_large_records(make: Make) -> None:
