@@ -25,6 +25,7 @@ __all__ = ["Lifecycle"]
 TICK = 0.05  # seconds after which a connection that came back is watched again
 HOUSEKEEPING = 1.0  # seconds between looks at a connection for which nothing is due
 LINGER = 1.0  # seconds the peer has to end the stream after the closing handshake
+CHECK_STEPS = 200  # parts of health_check_interval at which checks are due
 GREETING = 16  # messages that a server without sessions may send unasked before its first one
 CLOSING_RETRY = 0.01  # seconds until the next try to close a descriptor somebody is using
 
@@ -122,7 +123,7 @@ class Lifecycle:
             self._connect_failed(member, now, ConnectError(text, kind="session"))
             return
         took = now - member.opened_at
-        member.next_ping_at = now + config.health_check_interval
+        member.next_ping_at = self._next_check(now)
         assert member.transport is not None
         self._remember(member.transport)
         with self._ledger.lock:
@@ -228,7 +229,7 @@ class Lifecycle:
         transport = member.transport
         assert transport is not None
         incomplete = transport.has_unread
-        member.next_ping_at = now + self._ledger.config.health_check_interval
+        member.next_ping_at = self._next_check(now)
         member.ping_sent = False
         with self._ledger.lock:
             reason = self._ledger.retire_reason(member, now)
@@ -321,18 +322,27 @@ class Lifecycle:
         if not member.ping_sent and now >= member.next_ping_at:
             member.ping_sent = True
             member.pinged_at = now
-            member.next_ping_at = now + config.health_check_interval
+            member.next_ping_at = self._next_check(now)
             transport.send_keepalive()
         self._arrange_look(member, now)
 
     def _arrange_look(self, member: PooledConnection, now: float) -> None:
         """Note when to look at an idle connection again."""
         # What a borrower's keepalive has arranged may be later than a check is due.
-        check_at = now + self._ledger.config.health_check_interval
-        member.next_ping_at = min(member.next_ping_at, check_at)
+        member.next_ping_at = min(member.next_ping_at, self._next_check(now))
         due = self._answer_by(member) if member.ping_sent else member.next_ping_at
         due = min(due, member.usable_until, member.close_by if member.incomplete else math.inf)
         self._loop.at(member, max(due, now + 0.001))
+
+    def _next_check(self, now: float) -> float:
+        """When the health check after this one is due: a half percent late at most.
+
+        On common steps, so that those of many connections share a turn of the loop, and their
+        answers another: waking up costs as much as a check.
+        """
+        interval = self._ledger.config.health_check_interval
+        step = max(interval / CHECK_STEPS, 0.001)
+        return math.ceil((now + interval) / step) * step
 
     def _answer_by(self, member: PooledConnection) -> float:
         """When the answer to the last health check is overdue."""

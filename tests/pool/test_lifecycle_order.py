@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
 from rtpool_sync import RealtimePool
@@ -51,3 +54,17 @@ def test_an_idle_connection_in_the_inbox_is_not_offered_twice() -> None:
             pool._wake()
             with pool.connection(timeout=10), pytest.raises(TimeoutError):
                 pool.acquire(timeout=0.2)
+
+
+@pytest.mark.parametrize("interval", [1e-320, 0.05, 20.0, 1e6])
+def test_health_checks_share_turns_of_the_loop(interval: float) -> None:
+    """A thousand connections used at a thousand different times do not wake the reaper for each."""
+    ledger: Any = SimpleNamespace(config=SimpleNamespace(health_check_interval=interval))
+    life = Lifecycle(ledger, None, lambda transport: None)  # type: ignore[arg-type]
+    late = max(interval / 200, 0.001)
+    for since in (0.0, 12_345.678, 1e7):
+        times = [since + interval * i / 1000 for i in range(1001)]
+        dues = [life._next_check(now) for now in times]
+        for now, due in zip(times, dues, strict=True):
+            assert now + interval - 1e-6 <= due <= now + interval + late + 1e-6
+        assert len(set(dues)) <= 202
