@@ -207,6 +207,11 @@ class _SimpleWebSocket:
         self._ws = ws
         self._room = _Room()
         self._bell: _Bell | None = None
+        self._text: Callable[..., Any] | None = None
+        if type(getattr(ws, "ws", None)).__module__.startswith("wsproto"):
+            from wsproto.events import TextMessage
+
+            self._text = TextMessage
         event = getattr(ws, "event", None)
         if isinstance(event, _Bell):
             self._bell = event
@@ -243,8 +248,14 @@ class _SimpleWebSocket:
         self._send(message)
 
     def _send(self, message: str) -> None:
+        ws = self._ws
         try:
-            self._ws.send(message)
+            if self._text is None or not ws.connected:
+                ws.send(message)
+            else:
+                # It sends once and does not look at how much that was: less than all, of a socket that does
+                # not block, as those of gevent. The rest would be missing in the middle of the stream.
+                ws.sock.sendall(ws.ws.send(self._text(data=message)))
         except Exception as error:
             raise self._closed(error) from error
 

@@ -185,6 +185,21 @@ def test_what_is_sent_now_is_sent_or_it_is_not(ends: tuple[Any, Peer]) -> None:
     assert isinstance(stuck.get(timeout=1.0), TelephonyClosed)
 
 
+def test_a_message_is_sent_whole_over_a_socket_that_does_not_block(ends: tuple[Any, Peer]) -> None:
+    """Such a one takes what fits: a greenlet's sockets, and all that have a timeout."""
+    telephony, peer = ends
+    ours = getattr(telephony._ws, "sock", None) or telephony._ws.socket
+    ours.settimeout(20.0)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+    texts = [f"{number} {'x' * 300_000}" for number in range(40)]
+    outcome = in_thread(lambda: [telephony.send(text) for text in texts])
+    with pytest.raises(queue.Empty):
+        outcome.get(timeout=0.3)  # the peer reads nothing yet
+    for text in texts:
+        assert peer.recv() == text
+    assert outcome.get(timeout=5.0) == [None] * len(texts)
+
+
 def test_what_cannot_be_sent_any_more_is_told(ends: tuple[Any, Peer]) -> None:
     telephony, peer = ends
     peer.cut()
