@@ -43,6 +43,7 @@ class Held:
     def __init__(self, telephony: Telephony) -> None:
         self._current: Telephony | None = telephony
         self._before: list[Telephony] = []
+        self._broken: Telephony | None = None  # the last one, as long as not all that came over it was heard
         self._pushed: deque[str | bytes] = deque()
         self._changed = threading.Condition(threading.Lock())
         self._dialect: AudioCodesDialect | None = None
@@ -71,7 +72,8 @@ class Held:
     def recv(self, timeout: float) -> str | bytes | None:
         if self._pushed:
             return self._pushed.popleft()
-        current = self._wait(timeout)
+        # The sender may notice a break before what came before it was received: the call's end, perhaps.
+        current = self._current or self._broken or self._wait(timeout)
         if current is None:
             return None
         if self._hear is not None and self._handed is not current:
@@ -83,6 +85,10 @@ class Held:
             return current.recv(timeout)
         except TelephonyClosed as error:
             self._lost(current, error)
+            with self._changed:
+                if current is self._broken:
+                    self._broken = None
+                    self._changed.notify_all()
             return None
 
     def hand_to(self, hear: Callable[[str | bytes], None]) -> bool:
@@ -98,7 +104,7 @@ class Held:
             try:
                 while self._arrived:
                     origin, message = self._arrived.popleft()
-                    if self._hear is not None and self._current is origin:
+                    if self._hear is not None and origin is (self._current or self._broken):
                         self._hear(message)
             finally:
                 self._turn.release()
@@ -139,16 +145,18 @@ class Held:
 
     def _lost(self, telephony: Telephony, error: TelephonyClosed) -> None:
         with self._changed:
-            if self._current is not telephony:
+            if telephony is not (self._current or self._broken):
                 return  # it was replaced
             said_goodbye = error.clean and error.code != _GOING_AWAY
             if self._over or said_goodbye or self._dialect is None or self._grace <= 0.0:
                 raise error
+            if self._current is None:
+                return  # the other thread has noticed
             self._cause = error
             self._until = monotonic() + self._grace
             self._dialect.counts_from = math.inf
             self._before.append(telephony)
-            self._current = None
+            self._current, self._broken = None, telephony
             self._changed.notify_all()
         telephony.abort()
 
@@ -167,7 +175,7 @@ class Held:
                 telephony.close(code, reason)
         finally:
             with self._changed:
-                self._current = None
+                self._current = self._broken = None
                 self._changed.notify_all()
 
     def abort(self) -> None:
@@ -212,9 +220,9 @@ class Held:
     def carries(self, telephony: Telephony, timeout: float) -> bool:
         """Whether the call still goes over that WebSocket, after waiting for another answer."""
         with self._changed:
-            if self._current is telephony:
+            if telephony is (self._current or self._broken):
                 self._changed.wait(timeout)
-            return self._current is telephony
+            return telephony is (self._current or self._broken)
 
 
 class Conversations:

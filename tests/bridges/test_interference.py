@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import socket
+import struct
 import threading
 import time
 import weakref
@@ -15,7 +18,8 @@ from telephony_side import Phone, serving, serving_wsgi
 
 from rtpool_sync import RealtimePool
 from rtpool_sync.bridges import AudioCodesBridge, CallResult, TwilioBridge
-from rtpool_sync.bridges.audiocodes import Conversations
+from rtpool_sync.bridges.audiocodes import AudioCodesDialect, Conversations
+from rtpool_sync.bridges.audiocodes_resume import Held
 from rtpool_sync.bridges.outbox import Outbox
 from rtpool_sync.bridges.telephony import TelephonyClosed, adapt
 from rtpool_sync.emulator import RealtimeServer
@@ -239,6 +243,62 @@ def test_a_handed_over_message_that_hangs_in_a_stalled_model_ends_with_the_call(
         finally:
             monkeypatch.undo()
             phone.close()
+
+
+def test_what_came_before_a_break_is_heard_though_the_sender_notices_it_first() -> None:
+    """Or a call that is over would wait for another WebSocket."""
+    heard: list[Any] = []
+    carried: list[bool] = []
+    first, go_on, over = threading.Event(), threading.Event(), threading.Event()
+
+    def hear(message: str | bytes) -> None:
+        first.set()
+        go_on.wait(10.0)  # as one that waits for its turn on a busy machine
+        heard.append(message)
+
+    def route(ws: Any) -> None:
+        telephony = adapt(ws)
+        held = Held(telephony)
+        held.hold(AudioCodesDialect(), 5.0, lambda: None)
+        held.hand_to(hear)
+        listening = threading.Thread(target=receive, args=(held,))
+        listening.start()
+        assert first.wait(10.0)
+        while held.send_now("audio"):
+            time.sleep(0.005)
+        carried.append(held.carries(telephony, 0.0))  # whoever brought it leaves it open until then
+        go_on.set()
+        wait_for(lambda: len(heard) == 2)
+        wait_for(lambda: not held.carries(telephony, 0.0))
+        carried.append(held.carries(telephony, 0.0))
+        held.abort()
+        listening.join(5.0)
+        held.close()
+        over.set()
+
+    def receive(held: Held) -> None:
+        with contextlib.suppress(TelephonyClosed):
+            while True:
+                held.recv(0.1)
+
+    with serving_wsgi(route) as url:
+        import websocket
+
+        ws = websocket.create_connection(url, timeout=5.0)
+        ws.send("audio")
+        assert first.wait(10.0)
+        ws.send("session.end")
+        ws.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        ws.shutdown()  # with a reset
+        assert over.wait(10.0)
+    assert heard == ["audio", "session.end"]
+    assert carried == [True, False]
+
+
+def wait_for(condition: Any) -> None:
+    end = time.monotonic() + 5.0
+    while not condition() and time.monotonic() < end:
+        time.sleep(0.005)
 
 
 class Request:
