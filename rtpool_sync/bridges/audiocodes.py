@@ -134,12 +134,16 @@ class AudioCodesBridge(Bridge):
             target: Where to: ``tel:+123456789``, ``sip:agent@example.com``.
             reason: ``handoverReason``.
             headers: SIP headers: ``{"name": ..., "value": ...}`` each.
+
+        Raises:
+            TypeError, ValueError: It cannot be encoded.
         """
         parameters: dict[str, Any] = {"transferTarget": target}
         if reason:
             parameters["handoverReason"] = reason
         if listed := [dict(header) for header in headers]:
             parameters["transferSipHeaders"] = listed
+        json.dumps(parameters)  # here, as in tell()
         # If the WebSocket were closed while it goes on, the caller would be cut off.
         self.dialect.hangup_grace = _TRANSFER
         self._part(Custom("transfer", parameters), f"transferred to {target}")

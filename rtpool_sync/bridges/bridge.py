@@ -257,7 +257,12 @@ class Bridge:
         self._model.respond(response)
 
     def tell(self, name: str, **parameters: Any) -> None:
-        """Tell the telephony side something of its own: see the dialect for the names it knows."""
+        """Tell the telephony side something of its own: see the dialect for the names it knows.
+
+        Raises:
+            TypeError, ValueError: It cannot be encoded.
+        """
+        json.dumps(parameters)  # here: the one that encodes it is another thread, which the call needs
         self._outbox.put(Custom(name, parameters))
 
     def hangup(self, reason: str = "") -> None:

@@ -123,6 +123,21 @@ def test_what_cannot_be_encoded_is_its_senders_mistake(pool: RealtimePool) -> No
             phone.close()
 
 
+def test_what_the_telephony_side_cannot_be_told_is_its_senders_mistake(pool: RealtimePool) -> None:
+    """Otherwise the speaker would find out, and take it for the end of the line."""
+    call = Call(pool, AudioCodesBridge)
+    with serving(call) as url, voice_ai.VoiceAi(url) as caller:
+        assert call.there.wait(10.0)
+        with pytest.raises(TypeError):
+            call.bridge.tell("sendMetaData", value=object())
+        with pytest.raises(TypeError):
+            call.bridge.transfer("tel:+15550123", headers=[{"name": "X-Id", "value": object()}])
+        caller.until(lambda: caller.of("userStream.started"), "the stream")
+        caller.end()
+        assert call.over.wait(5.0)
+        assert call.bridge.result.ended_by == "caller"
+
+
 def test_the_goodbye_is_said_once(pool: RealtimePool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two threads look at the deadlines."""
     both = threading.Barrier(2)
