@@ -172,6 +172,7 @@ class Bridge:
         self._callback_timeout = callback_timeout
 
         self._ran = False
+        self._runner = 0  # the thread that called run()
         self._began = 0.0
         self._start = incoming.started if incoming else None
         self._started = False
@@ -303,6 +304,7 @@ class Bridge:
         if self._ran:
             raise RuntimeError("a bridge carries one call")
         self._ran = True
+        self._runner = threading.get_ident()
         self._began = self._heard_at = monotonic()
         threads = [
             threading.Thread(
@@ -467,6 +469,8 @@ class Bridge:
             try:
                 self._hear_message(message)
             except BaseException as error:
+                if not isinstance(error, Exception) and threading.get_ident() == self._runner:
+                    raise  # it was there before, and is handed over by the listener: run() was interrupted
                 self._end("failed", f"{type(error).__name__}: {error}", error)
                 logger.exception("a bridge failed")
 

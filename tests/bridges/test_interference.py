@@ -224,6 +224,29 @@ def test_a_library_thread_that_brings_messages_gets_none_of_our_mistakes(
             phone.close()
 
 
+def test_an_interruption_in_a_message_that_was_there_already_goes_on(
+    pool: RealtimePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is handed over by the thread of run(), and what interrupts that one is no mistake of ours."""
+    call = Call(pool, AudioCodesBridge)
+    hand_to = Held.hand_to
+
+    def interrupted(held: Any, hear: Any) -> bool:
+        def wrong(message: object, now: float) -> object:
+            raise KeyboardInterrupt
+
+        held.push("a message")
+        call.bridge.dialect.decode = wrong
+        return hand_to(held, hear)
+
+    monkeypatch.setattr(Held, "hand_to", interrupted)
+    with serving_wsgi(call) as url, voice_ai.VoiceAi(url, stream=False) as caller:
+        assert call.over.wait(10.0)
+        assert isinstance(call.raised, KeyboardInterrupt)
+        assert call.bridge.result.ended_by == "interrupted"
+        caller.until_closed()
+
+
 def test_a_handed_over_message_that_hangs_in_a_stalled_model_ends_with_the_call(
     pool: RealtimePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
