@@ -78,15 +78,16 @@ class Functions:
         self._settle(response_id, over=True)
 
     def _run(self, response_id: str, turn: _Round, name: str, item: Mapping[str, Any]) -> None:
-        output = Output({"error": "the function failed"})
+        respond, result = True, _encode({"error": "the function failed"})
         try:
             arguments = json.loads(item.get("arguments") or "{}")
             if not isinstance(arguments, dict):
                 raise ValueError(f"the arguments of {name} are not an object")
             value = self._function(name, arguments)
             output = value if isinstance(value, Output) else Output(value)
-        finally:  # also when it failed: the model waits for an answer
             result = output.value if isinstance(output.value, str) else _encode(output.value)
+            respond = output.respond
+        finally:  # also when it failed: the model waits for an answer
             self._send(
                 {
                     "type": "conversation.item.create",
@@ -97,7 +98,7 @@ class Functions:
                     },
                 }
             )
-            self._settle(response_id, finished=True, respond=output.respond)
+            self._settle(response_id, finished=True, respond=respond)
 
     def _settle(
         self, response_id: str, *, over: bool = False, finished: bool = False, respond: bool = False

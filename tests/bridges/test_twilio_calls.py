@@ -272,6 +272,8 @@ def test_functions(start: Start, realtime: RealtimeServer) -> None:
         calling.set()
         if name == "fails":
             raise RuntimeError("no such order")
+        if name == "odd":
+            return {(1, 2): "no JSON has such a key"}
         return {"status": "shipped"} if name == "status" else Output("noted", respond=False)
 
     url, calls = start(
@@ -283,7 +285,7 @@ def test_functions(start: Start, realtime: RealtimeServer) -> None:
                     "type": "realtime",
                     "tools": [
                         {"type": "function", "name": name, "parameters": {"type": "object"}}
-                        for name in ("status", "fails", "note")
+                        for name in ("status", "fails", "odd", "note")
                     ],
                 },
             }
@@ -307,20 +309,19 @@ def test_functions(start: Start, realtime: RealtimeServer) -> None:
     with Phone(url) as phone:
         bridge = calls.bridge()
         phone.wait(lambda: "tools" in str(received(realtime, "session.update")), "the tools")
-        for count, name in enumerate(("status", "fails", "note"), 1):
+        for count, name in enumerate(("status", "fails", "odd", "note"), 1):
             ask(bridge, name)
             phone.wait(lambda count=count: len(outputs()) == count, name)
             phone.wait(lambda: bridge._model.quiet, "the model to be done")
         phone.stop()
         result = calls.result()
-    assert (
-        len(received(realtime, "response.create")) == 3 + 2
-    )  # the third one was not to be followed by words
-    assert seen == [(name, {"order": 7}) for name in ("status", "fails", "note")]
+    assert len(received(realtime, "response.create")) == 4 + 3  # the last one was not to be followed by words
+    assert seen == [(name, {"order": 7}) for name in ("status", "fails", "odd", "note")]
     assert json.loads(outputs()[0]) == {"status": "shipped"}
     assert "error" in json.loads(outputs()[1])
-    assert outputs()[2] == "noted"
-    assert result.function_calls == ["status", "fails", "note"]
+    assert "error" in json.loads(outputs()[2])
+    assert outputs()[3] == "noted"
+    assert result.function_calls == ["status", "fails", "odd", "note"]
     assert any("no such order" in error for error in result.errors)
 
 
