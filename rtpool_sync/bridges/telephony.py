@@ -200,6 +200,29 @@ class _Bell:
         self._silent.acquire(False)
 
 
+class _Whole:
+    """Takes the place of simple-websocket's socket: what it is given to send is sent whole, and by itself.
+
+    The library calls ``send()`` once and does not look at how much was taken: not all, of a socket that
+    does not block, as those of gevent. And its own thread answers pings, and sends its own, in the middle
+    of a message that another thread waits to get rid of. The other libraries have a lock for that.
+    """
+
+    def __init__(self, sock: Any) -> None:
+        self._sock = sock
+        self._turn = threading.Lock()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def send(self, data: bytes, flags: int = 0) -> int:
+        if flags:
+            return int(self._sock.send(data, flags))
+        with self._turn:
+            self._sock.sendall(data)
+        return len(data)
+
+
 class _SimpleWebSocket:
     """``simple_websocket.Server``, and so flask-sock."""
 
@@ -207,11 +230,9 @@ class _SimpleWebSocket:
         self._ws = ws
         self._room = _Room()
         self._bell: _Bell | None = None
-        self._text: Callable[..., Any] | None = None
-        if type(getattr(ws, "ws", None)).__module__.startswith("wsproto"):
-            from wsproto.events import TextMessage
-
-            self._text = TextMessage
+        sock = getattr(ws, "sock", None)
+        if callable(getattr(sock, "sendall", None)) and not isinstance(sock, _Whole):
+            ws.sock = _Whole(sock)  # looked up at each use, too
         event = getattr(ws, "event", None)
         if isinstance(event, _Bell):
             self._bell = event
@@ -248,14 +269,8 @@ class _SimpleWebSocket:
         self._send(message)
 
     def _send(self, message: str) -> None:
-        ws = self._ws
         try:
-            if self._text is None or not ws.connected:
-                ws.send(message)
-            else:
-                # It sends once and does not look at how much that was: less than all, of a socket that does
-                # not block, as those of gevent. The rest would be missing in the middle of the stream.
-                ws.sock.sendall(ws.ws.send(self._text(data=message)))
+            self._ws.send(message)
         except Exception as error:
             raise self._closed(error) from error
 

@@ -185,16 +185,23 @@ def test_what_is_sent_now_is_sent_or_it_is_not(ends: tuple[Any, Peer]) -> None:
     assert isinstance(stuck.get(timeout=1.0), TelephonyClosed)
 
 
-def test_a_message_is_sent_whole_over_a_socket_that_does_not_block(ends: tuple[Any, Peer]) -> None:
-    """Such a one takes what fits: a greenlet's sockets, and all that have a timeout."""
+@pytest.mark.parametrize("timeout", [None, 20.0])
+def test_a_message_is_sent_whole(ends: tuple[Any, Peer], timeout: float | None) -> None:
+    """A socket that does not block, as a greenlet's or one with a timeout, takes what fits only.
+
+    And the library's own thread answers pings meanwhile.
+    """
     telephony, peer = ends
     ours = getattr(telephony._ws, "sock", None) or telephony._ws.socket
-    ours.settimeout(20.0)
+    ours.settimeout(timeout)
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
     texts = [f"{number} {'x' * 300_000}" for number in range(40)]
     outcome = in_thread(lambda: [telephony.send(text) for text in texts])
     with pytest.raises(queue.Empty):
         outcome.get(timeout=0.3)  # the peer reads nothing yet
+    for _ in range(5):
+        peer.ws.ping()
+    time.sleep(0.3)  # for the answers to be where they do not belong
     for text in texts:
         assert peer.recv() == text
     assert outcome.get(timeout=5.0) == [None] * len(texts)
