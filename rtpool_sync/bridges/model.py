@@ -191,11 +191,13 @@ class Model:
     # -- the caller speaks
 
     def _speech_started(self, event: Event) -> None:
-        self._outbox.put(CallerSpeech("started"))
+        started = CallerSpeech("started")
         if not self._barge_in:
+            self._outbox.put(started)
             return
         now = monotonic()
         stopped = self._outbox.interrupt(always=self._speaking is not None)
+        self._outbox.put(started)  # now that no more audio comes behind it
         for item_id in {cut.item_id for cut in stopped.cuts} | {self._speaking}:
             if item_id is not None:
                 self._muted[item_id] = now

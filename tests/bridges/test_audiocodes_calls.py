@@ -18,6 +18,7 @@ from voice_ai import FORMATS, VoiceAi, pitch, purity, tone
 from rtpool_sync import RealtimePool
 from rtpool_sync.bridges import AudioCodesBridge, CallResult, TelephonyClosed
 from rtpool_sync.bridges.audiocodes import AudioCodesDialect, Conversations
+from rtpool_sync.bridges.outbox import Interruption, Outbox
 from rtpool_sync.emulator import RealtimeServer
 
 
@@ -197,6 +198,31 @@ def test_barge_in(start: Start, realtime: RealtimeServer) -> None:
     assert result.dropped_out > 0
     assert result.errors == []
     assert result.heard_ms < result.audio_out_ms
+
+
+def test_nothing_of_the_stream_comes_after_the_callers_speech_was_told(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is what VoiceAI Connect stops playing for: what came then would be a word out of nowhere."""
+    interrupt = Outbox.interrupt
+
+    def slow(outbox: Outbox, always: bool) -> Interruption:
+        time.sleep(0.3)  # the speaker goes on meanwhile
+        return interrupt(outbox, always)
+
+    monkeypatch.setattr(Outbox, "interrupt", slow)
+    url, calls = start()
+    with VoiceAi(url) as caller:
+        caller.speak(440.0, 3000)
+        caller.until(lambda: caller.plays and caller.plays[0].ms > 900, "some of the reply")
+        caller.say(tone(600.0, 200, caller.format))
+        caller.until(lambda: len(caller.of("userStream.speech.started")) == 2, "speech.started")
+        caller.until(lambda: caller.plays[0].stopped, "the end of the stream")
+        said = [message["type"] for message in caller.messages]
+        last = max(at for at, kind in enumerate(said) if kind == "userStream.speech.started")
+        assert not [kind for kind in said[last:] if kind.startswith("playStream")]
+        caller.end()
+        assert calls.result().barge_ins == 1
 
 
 def test_late_deltas_are_muted(start: Start, realtime: RealtimeServer) -> None:
