@@ -195,6 +195,7 @@ def test_a_call_that_nobody_carries_holds_no_thread_that_resumed_it() -> None:
             answered.clear()  # no bridge ever ran
             kept.set()
             caller.until_closed(5.0)
+            wait_for(lambda: ends)  # it is raised when that is closed
             assert [type(error) for error in ends] == [TelephonyClosed]
         finally:
             caller.close()
