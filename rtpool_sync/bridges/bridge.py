@@ -23,7 +23,8 @@ leave within :data:`LEAVING`. A send that takes longer than its deadline, a
 side that is silent, a peer that does not even answer pings: each is an end too,
 and the leg that hangs is aborted, which is what wakes a thread out of it.
 
-No lock is held over a send or a receive.
+No lock is held over a send or a receive, except the one over sends that
+simple-websocket lacks, see :mod:`.telephony`; aborting frees it.
 """
 
 from __future__ import annotations
