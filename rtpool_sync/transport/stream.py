@@ -278,6 +278,8 @@ class Stream:
         """
         tls = self.tls
         if tls is not None and data:
+            # `with`, although it takes longer than acquire and release: between those and their `try`
+            # an exception may strike, and nobody would get the lock any more.
             with self._tls_lock:
                 size = tls.write(data)  # all of it, unless OpenSSL is told to return after each record
                 while size < len(data):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dis
 import errno
 import os
 import select
@@ -10,10 +11,12 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import CodeType, FrameType
 from typing import Any, cast
 
 import pytest
@@ -291,6 +294,61 @@ def test_a_crowd_that_does_not_fit(make: Make, room: int) -> None:
         data += view[: stream.fill(view, 0)]
     assert data == b"".join(bytes([i]) * 100 for i in range(5))
     assert not stream.has_bytes()
+
+
+def after_calls(code: CodeType) -> set[int]:
+    """Where an asynchronous exception may strike: the interpreter looks for one when a call is over.
+
+    Entering a ``with`` is none, or, from 3.14 on, one of a method that LOAD_SPECIAL has found.
+    """
+    steps = [step for step in dis.get_instructions(code) if step.opname not in ("CACHE", "PRECALL")]
+    return {
+        following.offset
+        for before, call, following in zip(steps, steps[1:], steps[2:], strict=False)
+        if call.opname.startswith("CALL") and before.opname != "LOAD_SPECIAL"
+    }
+
+
+@pytest.mark.usefixtures("untraced")
+def test_an_exception_out_of_nowhere_leaves_openssl_to_the_next(make: Make) -> None:
+    """Wherever it strikes: nobody waits for this lock with a deadline, the reaper least of all."""
+    stream, peer = make(True)
+    for _ in range(200):
+        peer.raw(b"x" * 10)
+    queued(stream, 200 * 32)
+    view = memoryview(bytearray(1))
+    assert stream.fill(view, soon()), "what follows is in memory: none of it can be lost on the way"
+    ours = {call.__code__: after_calls(call.__code__) for call in (Stream.write, Stream.fill)}
+
+    class Struck(BaseException): ...
+
+    def struck_at(count: int, call: Callable[[], object]) -> bool:
+        left = count
+
+        def trace(frame: FrameType, event: str, _: object) -> Any:
+            nonlocal left
+            frame.f_trace_opcodes = frame.f_code in ours
+            if event == "opcode" and frame.f_lasti in ours[frame.f_code]:
+                left -= 1
+                if left < 0:
+                    raise Struck
+            return trace
+
+        sys.settrace(trace)
+        try:
+            call()
+        except Struck:
+            return True
+        finally:
+            sys.settrace(None)
+        return False
+
+    for call in (lambda: stream.write(b"abc", soon()), lambda: stream.fill(view, soon())):
+        count = 0
+        while struck_at(count, call):
+            assert not stream._tls_lock.locked(), f"struck after call {count}"
+            count += 1
+        assert count > 2
 
 
 def test_what_came_before_the_end_is_read_before_it(make: Make) -> None:
