@@ -92,17 +92,21 @@ def test_borrowers_killed_at_any_moment_of_a_session_cost_nothing() -> None:
     with RealtimeServer(response_delay=0.0, rate_limits_delay=0.0) as server, make_pool(server) as pool:
         killed = 0
         while killed < 300:
-            started = threading.Event()
+            started, shot = threading.Barrier(5), threading.Event()
 
-            def borrow(started: threading.Event = started) -> None:
+            def borrow(started: threading.Barrier = started, shot: threading.Event = shot) -> None:
                 nonlocal killed
+                over = False
                 try:
-                    started.set()
-                    one_session(pool, timeout=5.0)
+                    try:
+                        started.wait(5.0)
+                        one_session(pool, timeout=5.0)
+                    except EXPECTED:
+                        pass
+                    over = True
+                    shot.wait(30.0)  # or a thread of the pool's has our number when it is shot at
                 except KeyboardInterrupt:
-                    killed += 1
-                except EXPECTED:
-                    pass
+                    killed += not over
 
             threads = [threading.Thread(target=borrow, daemon=True) for _ in range(4)]
             for thread in threads:
@@ -112,6 +116,7 @@ def test_borrowers_killed_at_any_moment_of_a_session_cost_nothing() -> None:
                 threading.Event().wait(rng.random() * 0.004)
                 assert thread.ident is not None
                 kill(ctypes.c_ulong(thread.ident), ctypes.py_object(KeyboardInterrupt))
+            shot.set()
             for thread in threads:
                 thread.join(30.0)
                 assert not thread.is_alive(), f"a killed borrower hangs: {pool!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import random
@@ -99,30 +100,37 @@ def test_1_000_waiters_killed_by_an_asynchronous_exception_lose_nothing() -> Non
     with RealtimeServer() as server, plain(server.echo_url, max_connections=size) as pool:
         killed = 0
         stop = threading.Event()
+        ready = threading.Semaphore(0)
 
         def borrow() -> None:
             nonlocal killed
             try:
+                ready.release()
                 while not stop.is_set():
-                    with pool.connection(30.0) as conn:
-                        if rng.random() < 0.3:
-                            conn.send("x")
+                    with contextlib.suppress(ConnectionLost):  # one that an interrupted send has spoilt
+                        with pool.connection(30.0) as conn:
+                            if rng.random() < 0.3:
+                                conn.send("x")
             except KeyboardInterrupt:
                 killed += 1
-            except ConnectionLost:
-                pass  # one that an interrupted send has spoilt
 
         victims: list[threading.Thread] = []
+        dying: list[threading.Thread] = []
         while killed < 1000:
-            victims = [v for v in victims if v.is_alive()]
             while len(victims) < 8:  # more than there are connections: most of them wait
                 victim = threading.Thread(target=borrow, daemon=True)
                 victim.start()
+                assert ready.acquire(timeout=10.0)
                 victims.append(victim)
-            victim = rng.choice(victims)
+            # Each is shot at only once, and does not end before: then its number may be another thread's.
+            victim = victims.pop(rng.randrange(len(victims)))
             assert victim.ident is not None
             kill(ctypes.c_ulong(victim.ident), ctypes.py_object(KeyboardInterrupt))
+            dying = [*(d for d in dying if d.is_alive()), victim]
             threading.Event().wait(rng.random() * 0.002)
+        for victim in dying:
+            victim.join(30.0)
+            assert not victim.is_alive()
         stop.set()
         for victim in victims:
             victim.join(30.0)
