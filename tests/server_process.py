@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -56,6 +57,12 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def flask_port(log: str) -> int | None:
+    """The port that Flask's own server says it listens on."""
+    found = re.search(r"Running on http://127\.0\.0\.1:(\d+)", log)
+    return int(found[1]) if found else None
 
 
 class ServerProcess:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import websocket
-from server_process import ServerProcess, clean_environment, eventually, free_port, running
+from server_process import ServerProcess, clean_environment, eventually, flask_port, free_port, running
 from voice_ai import VoiceAi
 
 from rtpool_sync.emulator import RealtimeServer
@@ -29,14 +29,9 @@ PRODUCTION = {
 }
 
 
-def port(log: str) -> int | None:
-    found = re.search(r"Running on http://127\.0\.0\.1:(\d+)", log)
-    return int(found[1]) if found else None
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ServerProcess]:
-    with running([sys.executable, FOLDER / "app.py"], tmp_path, port, PORT="0") as server:
+    with running([sys.executable, FOLDER / "app.py"], tmp_path, flask_port, PORT="0") as server:
         yield server
 
 
@@ -186,7 +181,7 @@ def test_the_script_of_the_readme(server: ServerProcess, tmp_path: Path) -> None
 
 def test_all_lines_are_busy(tmp_path: Path) -> None:
     command = [sys.executable, FOLDER / "app.py"]
-    with running(command, tmp_path, port, PORT="0", FLASK_REALTIME_MAX_CONNECTIONS="1") as server:
+    with running(command, tmp_path, flask_port, PORT="0", FLASK_REALTIME_MAX_CONNECTIONS="1") as server:
         with VoiceAi(bot(server)) as call:
             greeted(call)
             with VoiceAi(bot(server), stream=False) as refused:

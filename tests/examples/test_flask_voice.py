@@ -17,7 +17,7 @@ from urllib.parse import unquote
 
 import pytest
 from browser import Browser
-from server_process import ServerProcess, eventually, free_port, running
+from server_process import ServerProcess, eventually, flask_port, free_port, running
 
 from rtpool_sync.emulator import RealtimeServer
 
@@ -25,14 +25,9 @@ FOLDER = Path(__file__).parent.parent.parent / "docs/examples/flask_voice"
 HELLO = resources.files("rtpool_sync").joinpath("data/hello.wav")
 
 
-def port(log: str) -> int | None:
-    found = re.search(r"Running on http://127\.0\.0\.1:(\d+)", log)
-    return int(found[1]) if found else None
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ServerProcess]:
-    with running([sys.executable, FOLDER / "app.py"], tmp_path, port, PORT="0") as server:
+    with running([sys.executable, FOLDER / "app.py"], tmp_path, flask_port, PORT="0") as server:
         yield server
 
 
@@ -64,7 +59,7 @@ def test_over_http(server: ServerProcess) -> None:
 
 def test_in_production_it_needs_the_real_key(tmp_path: Path) -> None:
     with running(
-        [sys.executable, FOLDER / "app.py"], tmp_path, port, PORT="0", ENV_FOR_DYNACONF="production"
+        [sys.executable, FOLDER / "app.py"], tmp_path, flask_port, PORT="0", ENV_FOR_DYNACONF="production"
     ) as server:
         status, body = server.get("/realtime/health")
         assert status == 503

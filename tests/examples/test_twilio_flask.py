@@ -18,7 +18,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 import websocket
-from server_process import ServerProcess, clean_environment, eventually, free_port, running
+from server_process import ServerProcess, clean_environment, eventually, flask_port, free_port, running
 from telephony_side import Phone, Twilio
 from twilio.request_validator import RequestValidator
 from voice_ai import silence, tone
@@ -37,14 +37,9 @@ PRODUCTION = {
 }
 
 
-def port(log: str) -> int | None:
-    found = re.search(r"Running on http://127\.0\.0\.1:(\d+)", log)
-    return int(found[1]) if found else None
-
-
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ServerProcess]:
-    with running([sys.executable, FOLDER / "app.py"], tmp_path, port, PORT="0") as server:
+    with running([sys.executable, FOLDER / "app.py"], tmp_path, flask_port, PORT="0") as server:
         yield server
 
 
@@ -200,7 +195,7 @@ def test_a_stream_that_never_begins_a_call(server: ServerProcess) -> None:
 
 def test_all_lines_are_busy(tmp_path: Path) -> None:
     command = [sys.executable, FOLDER / "app.py"]
-    with running(command, tmp_path, port, PORT="0", FLASK_REALTIME_MAX_CONNECTIONS="1") as server:
+    with running(command, tmp_path, flask_port, PORT="0", FLASK_REALTIME_MAX_CONNECTIONS="1") as server:
         url, parameters = ask(server)
         with Phone(url, parameters=parameters) as call:
             call.wait(lambda: call.heard_ms > 0, "the greeting")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
 import pytest
-from server_process import ROOT, ServerProcess, clean_environment, eventually, running
+from server_process import ROOT, ServerProcess, clean_environment, eventually, flask_port, running
 
 if TYPE_CHECKING or sys.version_info >= (3, 11):
     from streamdouble.chaos import Impairments, Network
@@ -37,12 +37,8 @@ JITTER = {"jitter": 40.0, "stalls": 200.0}  # milliseconds
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
-    def port(log: str) -> int | None:
-        found = re.search(r"Running on http://127\.0\.0\.1:(\d+)", log)
-        return int(found[1]) if found else None
-
     folder = tmp_path_factory.mktemp("twilio_flask")
-    with running([sys.executable, FOLDER / "app.py"], folder, port, PORT="0") as server:
+    with running([sys.executable, FOLDER / "app.py"], folder, flask_port, PORT="0") as server:
         yield server
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 
-from server_process import ServerProcess, eventually, running
+from server_process import ServerProcess, eventually, flask_port, running
 
 from rtpool_sync.emulator import RealtimeServer
 
@@ -26,11 +25,6 @@ def ping():
 """
 
 
-def port(log: str) -> int | None:
-    found = re.search(r"Running on http://127\.0\.0\.1:(\d+)", log)
-    return int(found[1]) if found else None
-
-
 def test_the_parent_opens_nothing(tmp_path: Path) -> None:
     program = tmp_path / "app.py"
     program.write_text(APPLICATION.replace("VERSION", "one"))
@@ -39,7 +33,7 @@ def test_the_parent_opens_nothing(tmp_path: Path) -> None:
         settings = {"FLASK_REALTIME_BASE_URL": api.base_url, "FLASK_REALTIME_API_KEY": "any"}
         settings |= {"FLASK_REALTIME_MAX_CONNECTIONS": "1"}
         settings |= {"FLASK_REALTIME_MAX_SESSIONS_PER_CONNECTION": "100000"}
-        with running(command, tmp_path, port, **settings) as server:
+        with running(command, tmp_path, flask_port, **settings) as server:
             assert api.opened_total == 0
             assert server.get("/ping") == (200, b"one")
             eventually(lambda: api.opened_total == 1)
